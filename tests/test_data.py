@@ -1,0 +1,362 @@
+"""Bad input, and real photographs, for the folder reader."""
+import json, logging, os, pickle, shutil
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from PIL import Image
+
+from weclip.data import (IGNORE_INDEX, Stream, batches, collate, open_data, preprocess, read_image, read_mask, read_onehot,
+                         read_tags, save_mask, voc_palette)
+
+NAMES = ("cat", "dog", "horse")
+VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train "
+       "tvmonitor").split()
+DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
+needs_data = pytest.mark.skipif(not (DATA/"VOCdevkit").is_dir(), reason=f"no VOC photographs at {DATA} (set WECLIP_DATA)")
+
+@pytest.fixture
+def root(tmp_path):
+    "Four pictures of different sizes, tagged cat, dog, cat + dog and horse."
+    root, rng = tmp_path/"VOC2012", np.random.default_rng(0)
+    lists = root/"ImageSets"/"Segmentation"; lists.mkdir(parents=True); (root/"JPEGImages").mkdir()
+    tags = {"a": ["cat"], "b": ["dog"], "c": ["dog", "cat"], "d": ["horse"]}
+    for i, (k, t) in enumerate(tags.items()):
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)).save(root/"JPEGImages"/f"{k}.jpg")
+        ids = np.zeros((20 + i, 30), np.uint8); ids[-1] = IGNORE_INDEX
+        for n in t: ids[5*NAMES.index(n):5*NAMES.index(n) + 4] = NAMES.index(n) + 1
+        save_mask(root/"SegmentationClassAug"/f"{k}.png", ids)
+    (lists/"train.txt").write_text("a\nb\nc\nd\n")
+    (lists/"tags.json").write_text(json.dumps(tags))
+    return root
+
+def lists(root): return root/"ImageSets"/"Segmentation"
+def retag(root, **tags): (lists(root)/"tags.json").write_text(json.dumps(tags))
+
+# ---- pictures
+
+@pytest.mark.parametrize("mode, colour, name, want", [
+    ("L", 90, "x.png", (90, 90, 90)), ("1", 1, "x.png", (255, 255, 255)), ("L", 90, "x.jpg", (90, 90, 90)),
+    ("LA", (90, 0), "x.png", (255, 255, 255)), ("RGBA", (255, 0, 0, 255), "x.png", (255, 0, 0)), ("RGBA", (255, 0, 0, 0), "x.png", (255, 255, 255)),
+    ("RGBA", (0, 0, 0, 128), "x.webp", (127, 127, 127)), ("CMYK", (0, 255, 255, 0), "x.jpg", (255, 0, 0)), ("CMYK", (0, 0, 0, 255), "x.tif", (0, 0, 0)),
+    ("I;16", 40000, "x.png", (156, 156, 156)), ("I;16", 65535, "x.tif", (255, 255, 255)), ("YCbCr", (90, 128, 128), "x.jpg", (90, 90, 90))])
+def test_modes(tmp_path, mode, colour, name, want):
+    Image.new(mode, (8, 6), colour).save(tmp_path/name)
+    img = read_image(tmp_path/name)
+    assert img.shape == (6, 8, 3) and img.dtype == np.uint8
+    assert np.abs(img.astype(int) - want).max() <= 2
+
+def test_palette_with_transparency(tmp_path):
+    im = Image.new("P", (8, 6), 1); im.putpalette([0, 0, 0, 10, 200, 30]); im.paste(0, (0, 0, 4, 6))
+    im.save(tmp_path/"x.png", transparency=0)
+    img = read_image(tmp_path/"x.png")
+    assert tuple(img[0, 0]) == (255, 255, 255) and tuple(img[0, 7]) == (10, 200, 30)
+
+@pytest.mark.parametrize("flag", range(1, 9))
+def test_exif_rotation_is_obeyed(tmp_path, flag):
+    upright = Image.new("RGB", (16, 8)); upright.paste((255, 255, 255), (0, 0, 8, 4))  # light corner top left
+    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[flag]  # PIL transpose that the flag reverses
+    exif = Image.Exif(); exif[0x0112] = flag
+    (upright if undo is None else upright.transpose(undo)).save(tmp_path/"x.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path/"x.png"), np.asarray(upright))
+
+@pytest.mark.parametrize("name, data", [("empty.jpg", b""), ("text.png", b"no picture"), ("zeros.jpg", bytes(500))])
+def test_unreadable_picture(tmp_path, name, data):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name}.*expected.*again"): read_image(tmp_path/name)
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+@pytest.mark.parametrize("keep", [.2, .5, .9])
+def test_truncated_picture(tmp_path, name, keep):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path/name)
+    data = (tmp_path/name).read_bytes(); (tmp_path/name).write_bytes(data[:int(keep*len(data))])
+    with pytest.raises(ValueError, match=f"{name}.*expected"): read_image(tmp_path/name)
+
+def test_missing_and_too_small(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.jpg"): read_image(tmp_path/"none.jpg")
+    with pytest.raises(FileNotFoundError, match="expected a picture"): read_image(tmp_path)
+    Image.new("RGB", (40, 15)).save(tmp_path/"flat.png")
+    assert read_image(tmp_path/"flat.png").shape == (15, 40, 3)
+    with pytest.raises(ValueError, match="flat.png.*at least 16 pixels.*40x15"): read_image(tmp_path/"flat.png", min_side=16)
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [100, 10])  # PIL only warns up to twice its limit
+def test_too_large(tmp_path, monkeypatch, limit):
+    Image.new("RGB", (12, 12)).save(tmp_path/"huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ValueError, match="huge.png.*shrink"): read_image(tmp_path/"huge.png")
+
+def test_deep_pixels_without_range(tmp_path):
+    Image.fromarray(np.full((4, 4), .5, np.float32)).save(tmp_path/"f.tif")
+    Image.fromarray(np.full((4, 4), 1 << 20, np.int32)).save(tmp_path/"i.tif")
+    for name in ("f.tif", "i.tif"):
+        with pytest.raises(ValueError, match=f"{name}.*8 bits"): read_image(tmp_path/name)
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), torch.zeros(3, 4, 4)])
+def test_preprocess_refuses(bad):
+    with pytest.raises(ValueError, match="expected .*uint8, got"): preprocess(bad)
+
+def test_preprocess_of_a_batch_and_of_a_mirrored_view():
+    img = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8)
+    x = preprocess(img)
+    torch.testing.assert_close(preprocess(torch.tensor(img[1])), x[1])
+    torch.testing.assert_close(preprocess(img[0][:, ::-1]), x[0].flip(-1))
+
+# ---- masks
+
+def test_masks_keep_every_id(tmp_path):
+    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    save_mask(tmp_path/"new"/"m.png", ids)
+    assert Image.open(tmp_path/"new"/"m.png").mode == "P"
+    np.testing.assert_array_equal(read_mask(tmp_path/"new"/"m.png", 255), ids)
+    assert [p.name for p in (tmp_path/"new").iterdir()] == ["m.png"]  # nothing half-written is left
+    Image.fromarray(ids).save(tmp_path/"grey.png")
+    np.testing.assert_array_equal(read_mask(tmp_path/"grey.png", 255), ids)
+
+def test_failed_save_leaves_the_old_mask(tmp_path, monkeypatch):
+    save_mask(tmp_path/"m.png", np.ones((2, 2), np.uint8))
+    with pytest.raises(ValueError, match="palette"): save_mask(tmp_path/"m.png", np.zeros((2, 2), np.uint8), np.zeros((999, 3), np.uint8))
+    def stop(*_): raise OSError("disk full")
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(OSError, match="disk full"): save_mask(tmp_path/"m.png", np.zeros((2, 2), np.uint8))
+    assert read_mask(tmp_path/"m.png", 2).all() and len(list(tmp_path.iterdir())) == 1
+
+def test_bad_masks(tmp_path):
+    save_mask(tmp_path/"m.png", np.array([[0, 3], [77, 255]], np.uint8))
+    with pytest.raises(ValueError, match=r"m.png.*values 0..2 and 255, got \[3, 77\]"): read_mask(tmp_path/"m.png", 3)
+    Image.fromarray(voc_palette()[np.ones((4, 4), int)]).save(tmp_path/"rgb.png")
+    with pytest.raises(ValueError, match="rgb.png.*mode RGB.*not their colours"): read_mask(tmp_path/"rgb.png", 3)
+    (tmp_path/"none.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="none.png.*a mask"): read_mask(tmp_path/"none.png", 3)
+    with pytest.raises(FileNotFoundError, match="absent.png.*a mask"): read_mask(tmp_path/"absent.png", 3)
+
+def test_size_mismatch_names_both(root):
+    save_mask(root/"SegmentationClassAug"/"b.png", np.zeros((30, 21), np.uint8))
+    data = open_data(root, "train", NAMES, with_masks=True)
+    with pytest.raises(ValueError, match=r"b.png is 21x30 but .*b.jpg is 30x21"): data[1]
+
+# ---- folders and lists
+
+@pytest.mark.parametrize("above", [".", "VOC2012", "VOCdevkit/VOC2012"])
+def test_root_may_be_above(root, tmp_path, above):
+    if above == "VOCdevkit/VOC2012":
+        (tmp_path/"VOCdevkit").mkdir(); root.rename(tmp_path/above); above = "VOCdevkit"
+    assert len(open_data(tmp_path/above, "train", NAMES)) == 4
+    assert len(open_data(str(tmp_path), "train", NAMES)) == 4
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="(?s)no such folder.*ROOT/JPEGImages/ID.jpg") as e: open_data(tmp_path/"none", "train", NAMES)
+    assert "ImageSets/Segmentation/SPLIT.txt" in str(e.value)
+
+@pytest.mark.parametrize("part, kw", [("JPEGImages", {}), ("ImageSets", {}), ("SegmentationClassAug", dict(with_masks=True))])
+def test_incomplete_layout(root, part, kw):
+    shutil.rmtree(root/part)
+    with pytest.raises(FileNotFoundError, match="expected\nROOT/JPEGImages"): open_data(root, "train", NAMES, **kw)
+
+def test_masks_are_opened_only_if_asked_for(root):
+    shutil.rmtree(root/"SegmentationClassAug")
+    assert open_data(root, "train", NAMES)[0].mask is None
+
+def test_devkit_masks_serve_too(root):
+    (root/"SegmentationClassAug").rename(root/"SegmentationClass")
+    assert open_data(root, "train", NAMES, with_masks=True)[0].mask.unique().tolist() == [0, 1, 255]
+
+def test_missing_files_are_named(root):
+    (root/"JPEGImages"/"b.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="no picture for 1 of 4 listed IDs: b;"): open_data(root, "train", NAMES)
+    (lists(root)/"train.txt").write_text("a\n"); (root/"SegmentationClassAug"/"a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="no mask for 1 of 1 listed IDs: a;"): open_data(root, "train", NAMES, with_masks=True)
+
+def test_list_is_forgiving_about_white_space(root):
+    (lists(root)/"train.txt").write_bytes(b"\xef\xbb\xbfa \r\n\r\nb\r\n")
+    assert open_data(root, "train", NAMES).ids == ["a", "b"]
+
+@pytest.mark.parametrize("text, match", [(b"", "empty list"), (b"\n \n", "empty list"), (b"a\na\n", "more than once: a"), (b"\xff\xfe\x00a", "UTF-8")])
+def test_bad_lists(root, text, match):
+    (lists(root)/"train.txt").write_bytes(text)
+    with pytest.raises(ValueError, match=match): open_data(root, "train", NAMES)
+
+ESCAPES = ["../x", "/etc/passwd", "a/b", "a\\b", "..", "C:x", "a\0"]
+
+@pytest.mark.parametrize("bad", ESCAPES)
+def test_ids_do_not_leave_the_folder(root, bad):
+    retag(root, **{"a": ["cat"], bad: ["cat"]})
+    with pytest.raises(ValueError, match="tags.json.*plain picture IDs"): open_data(root, "train", NAMES)
+    np.save(lists(root)/"cls_labels_onehot.npy", {bad: np.float32([1, 0, 0])}, allow_pickle=True)
+    with pytest.raises(ValueError, match="onehot.npy.*plain picture IDs"): open_data(root, "train", NAMES, tags_from="onehot")
+    with pytest.raises(ValueError, match="split.*plain"): open_data(root, bad, NAMES)
+    (lists(root)/"train.txt").write_text(f"a\n{bad}\n")
+    with pytest.raises(ValueError, match="train.txt.*plain picture IDs"): open_data(root, "train", NAMES)
+
+def test_own_pictures_may_be_png_and_jpeg(root):
+    Image.new("RGBA", (9, 9)).save(root/"JPEGImages"/"b.png")  # b.jpg is there and goes first
+    (root/"JPEGImages"/"a.jpg").rename(root/"JPEGImages"/"a.JPEG")
+    assert [p.name for p in open_data(root, "train", NAMES).images.values()] == ["a.JPEG", "b.jpg", "c.jpg", "d.jpg"]
+
+# ---- tags
+
+def test_sources_agree_and_are_preferred_in_order(root):
+    want = {"a": [0], "b": [1], "c": [0, 1], "d": [2]}
+    assert read_tags(root, list("abcd"), NAMES) == want
+    assert read_tags(root, list("abcd"), NAMES, "masks") == want
+    np.save(lists(root)/"cls_labels_onehot.npy", {k: np.eye(3, dtype=np.float32)[t].sum(0) for k, t in want.items()}, allow_pickle=True)
+    (root/"Annotations").mkdir()
+    for k, t in want.items():
+        objects = "".join(f"<object><name>{NAMES[i]}</name><part><name>head</name></part></object>" for i in t*2)
+        (root/"Annotations"/f"{k}.xml").write_text(f"<annotation>{objects}</annotation>")
+    assert read_tags(root, list("abcd"), NAMES, "onehot") == read_tags(root, list("abcd"), NAMES, "xml") == want
+    retag(root, a=["horse"]); assert read_tags(root, ["a"], NAMES) == {"a": [2]}
+    (lists(root)/"tags.json").unlink(); assert read_tags(root, ["a"], NAMES) == want  # the whole one-hot file
+    (lists(root)/"cls_labels_onehot.npy").unlink(); assert read_tags(root, ["a"], NAMES) == {"a": [0]}  # one annotation
+    shutil.rmtree(root/"Annotations")
+    with pytest.raises(FileNotFoundError, match="no tags.*tags.json.*onehot.*Annotations"): read_tags(root, ["a"], NAMES)  # masks are no fallback
+
+def test_own_source(root):
+    data = open_data(root, "train", NAMES, tags_from=lambda root, ids, names: {i: [2] for i in ids[:2]})
+    assert data.ids == ["a", "b"] and data[0].tags == [2]
+
+def test_untagged_pictures_are_left_out_with_one_warning(root, caplog):
+    retag(root, a=["cat"], b=[], c=["dog", "horse"])  # b is empty, d is unknown
+    with caplog.at_level(logging.WARNING): data = open_data(root, "train", NAMES)
+    assert data.ids == ["a", "c"]
+    assert [r.getMessage() for r in caplog.records] == ["train: 2 of 4 pictures have no tag and are left out: b, d"]
+    with pytest.raises(ValueError, match="2 of 4 pictures have no tag: b, d"): open_data(root, "train", NAMES, strict=True)
+    assert len(open_data(root, "train", NAMES, tags_from=None)) == 4
+    retag(root, z=["cat"])
+    with pytest.raises(ValueError, match="4 of 4 pictures have no tag"): open_data(root, "train", NAMES)
+
+def test_absent_class_is_a_warning(root, caplog):
+    retag(root, a=["cat"], b=["cat"], c=["cat"], d=["cat"])
+    with caplog.at_level(logging.WARNING): open_data(root, "train", NAMES)
+    assert [r.getMessage() for r in caplog.records] == ["train: no picture is tagged dog, horse"]
+
+def test_unknown_tags(root):
+    retag(root, a=["hrose"])
+    with pytest.raises(ValueError, match="tags.json: 'a': tag 'hrose' is not one of the 3 classes; nearest: horse"): open_data(root, "train", NAMES)
+    retag(root, a=[7])
+    with pytest.raises(ValueError, match="tag 7 is not one"): open_data(root, "train", NAMES)
+    (root/"Annotations").mkdir(); (root/"Annotations"/"a.xml").write_text("<annotation><object><name>zebra</name></object></annotation>")
+    with pytest.raises(ValueError, match="a.xml: tag 'zebra'"): open_data(root, "train", NAMES, tags_from="xml")
+    (root/"Annotations"/"a.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match="a.xml.*broken XML"): open_data(root, "train", NAMES, tags_from="xml")
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": "cat"}', '"a"'])
+def test_broken_tags_json(root, text):
+    (lists(root)/"tags.json").write_text(text)
+    with pytest.raises(ValueError, match="tags.json.*expected"): open_data(root, "train", NAMES)
+
+# ---- the pickled tags
+
+class Call:
+    def __init__(self, f, *args): self.f, self.args = f, args
+    def __reduce__(self): return self.f, self.args
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_onehot_of_any_protocol(tmp_path, protocol):
+    want = {"a": np.float32([1, 0, 1]), "b": np.array([0, 1, 0], ">f8"), "c": np.array([0, 0, 1], np.uint8)}
+    box = np.empty((), object); box[()] = want
+    with open(tmp_path/"t.npy", "wb") as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=()))
+        pickle.dump(box, f, protocol=protocol)
+    assert read_onehot(tmp_path/"t.npy", NAMES) == {"a": [0, 2], "b": [1], "c": [2]}
+
+def test_malicious_pickles_are_refused(root):
+    path, mark = lists(root)/"cls_labels_onehot.npy", root/"ran"
+    for evil in (Call(os.system, f"touch {mark}"), Call(eval, f"open({str(mark)!r}, 'w')"), Call(exec, f"open({str(mark)!r}, 'w')"),
+                 Call(open, str(mark), "w"), Call(np.load, "x"), Call(os.mkdir, str(mark))):
+        np.save(path, {"a": evil}, allow_pickle=True)
+        with pytest.raises(ValueError, match="names .*use tags.json"): open_data(root, "train", NAMES, tags_from="onehot")
+        assert not mark.exists()
+
+def test_forged_object_arrays_are_refused(tmp_path):
+    "An array of objects whose memory is given as bytes would be read as pointers by NumPy."
+    forged = (b"\x80\x02cnumpy\nndarray\n0cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\nt"
+              b"\x43\x01btR(I1\n(I3\ntcnumpy\ndtype\n(X\x02\x00\x00\x00O8\x89\x88tR(I3\nX\x01\x00\x00\x00|NNNI-1\nI-1\nI0\ntb\x89"
+              b"\x43\x18" + b"A"*24 + b"tb.")
+    with open(tmp_path/"f.npy", "wb") as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=())); f.write(forged)
+    with pytest.raises(ValueError, match="OBJECT array from memory"): read_onehot(tmp_path/"f.npy", NAMES)
+
+@pytest.mark.parametrize("make", [lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"junk"*50), lambda p: np.save(p, np.zeros((4, 3))),
+                                  lambda p: np.save(p, np.array([{"a": 1}], object)), lambda p: np.save(p, ["a"], allow_pickle=True),
+                                  lambda p: np.save(p, {"a": [1, 0, 0]}, allow_pickle=True), lambda p: np.save(p, {1: np.zeros(3)}, allow_pickle=True),
+                                  lambda p: np.save(p, {"a": np.float32([0, .5, 0])}, allow_pickle=True)])
+def test_broken_onehot(tmp_path, make):
+    make(tmp_path/"t.npy")
+    with pytest.raises(ValueError, match="t.npy.*expected"): read_onehot(tmp_path/"t.npy", NAMES)
+
+def test_onehot_of_another_class_list(tmp_path):
+    np.save(tmp_path/"t.npy", {"a": np.zeros(20, np.float32)}, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"'a': expected 3 values of 0 or 1, got \(20,\)"): read_onehot(tmp_path/"t.npy", NAMES)
+    with pytest.raises(FileNotFoundError): read_onehot(tmp_path/"none.npy", NAMES)
+
+# ---- batches
+
+def take(it, k): return [b for b, _ in zip(it, range(k))]
+def same(a, b): return a.ids == b.ids and torch.equal(a.img, b.img) and torch.equal(a.lbl, b.lbl) and torch.equal(a.valid, b.valid) and a.tags == b.tags
+
+def test_batches_do_not_depend_on_workers_start_or_processes(root):
+    data = open_data(root, "train", NAMES, with_masks=True, crop=24)
+    whole = take(batches(data, 2, seed=3), 5)
+    torch.manual_seed(0); np.random.seed(0)
+    assert all(map(same, take(batches(data, 2, seed=3, workers=2), 5), whole))
+    assert all(map(same, take(batches(data, 2, seed=3, start=2, workers=1), 3), whole[2:]))
+    for rank in (0, 1):
+        for half, b in zip(take(batches(data, 2, seed=3, rank=rank, world=2), 5), whole):
+            assert half.ids == b.ids[rank::2] and torch.equal(half.img, b.img[rank::2])
+    assert not all(map(same, take(batches(data, 2, seed=4), 5), whole))
+
+def test_every_picture_once_an_epoch():
+    flat = [i for b in take(Stream(7, 3, seed=5), 70) for i, _ in b]
+    assert all(sorted(flat[e*7:e*7 + 7]) == list(range(7)) for e in range(30))
+    assert len({tuple(flat[e*7:e*7 + 7]) for e in range(30)}) > 20
+    keys = [k for b in take(Stream(7, 3, seed=5), 70) for _, k in b]
+    assert len(set(keys)) == len(keys)
+
+def test_crop_settings_and_padding(root):
+    data = open_data(root, "train", NAMES, with_masks=True, crop=64, scale=(.5, .5), flip=False, norm=None)
+    for b in take(batches(data, 4), 3):
+        assert b.img.shape == (4, 3, 64, 64) and b.lbl.shape == b.valid.shape == (4, 64, 64)
+        assert b.valid.sum((1, 2)).tolist() == [int(.5*h)*15 for h in ({"a": 20, "b": 21, "c": 22, "d": 23}[i] for i in b.ids)]
+        assert (b.img.sum(1)[~b.valid] == 0).all() and (b.lbl[~b.valid] == IGNORE_INDEX).all()
+    with pytest.raises(ValueError, match="scale"): open_data(root, "train", NAMES, crop=64, scale=(0, 1))[0]
+
+def test_whole_pictures_of_different_sizes_cannot_be_stacked(root):
+    data = open_data(root, "train", NAMES)
+    with pytest.raises(ValueError, match=r"one size, got \[\(20, 30\), \(21, 30\)\]"): collate([data[0], data[1]])
+
+def test_bad_file_is_named_from_a_worker(root):
+    (root/"JPEGImages"/"b.jpg").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="b.jpg"): take(batches(open_data(root, "train", NAMES, crop=24), 4, workers=1), 1)
+
+@pytest.mark.parametrize("kw", [dict(n=0, bs=4), dict(n=4, bs=0), dict(n=4, bs=3, world=2)])
+def test_stream_refuses(kw):
+    with pytest.raises(ValueError, match="multiple of world"): Stream(**kw)
+
+# ---- real photographs
+
+@needs_data
+@pytest.mark.parametrize("split, n", [("train_aug", 70), ("val", 50)])
+def test_voc_photographs(split, n):
+    data = open_data(DATA, split, VOC, with_masks=True, norm=None)
+    assert len(data) == n
+    drawn = read_tags(DATA/"VOCdevkit"/"VOC2012", data.ids, VOC, "masks")
+    shapes = set()
+    for s in data:
+        assert s.img.dtype == torch.uint8 and s.img.shape[1:] == s.mask.shape and max(s.mask.shape) <= 500
+        shapes.add(tuple(s.mask.shape))
+        assert s.tags and set(drawn[s.id]) <= set(s.tags)  # tags may also name objects too difficult to draw
+    assert len(shapes) > 5
+
+@needs_data
+def test_voc_photographs_in_training_batches():
+    data = open_data(DATA/"VOCdevkit", "train_aug", VOC, crop=320)
+    for b in take(batches(data, 4, seed=1), 4):
+        assert b.img.shape == (4, 3, 320, 320) and b.img.isfinite().all() and b.valid.any((1, 2)).all()
+        black = preprocess(np.zeros((1, 1, 3), np.uint8))[:, 0, 0]
+        assert torch.equal(b.img.movedim(1, -1)[~b.valid], black.expand(int((~b.valid).sum()), 3))
+
+@needs_data
+def test_voc_masks_survive_a_round_trip(tmp_path):
+    src = next((DATA/"VOCdevkit"/"VOC2012"/"SegmentationClassAug").glob("*.png"))
+    ids = read_mask(src, 21); save_mask(tmp_path/"m.png", ids)
+    np.testing.assert_array_equal(read_mask(tmp_path/"m.png", 21), ids)
