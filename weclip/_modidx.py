@@ -34,4 +34,9 @@ d = { 'settings': { 'branch': 'main',
                                'weclip.losses.seg_loss_ce': ('losses.html#seg_loss_ce', 'weclip/losses.py'),
                                'weclip.losses.total_loss': ('losses.html#total_loss', 'weclip/losses.py'),
                                'weclip.losses.upsample': ('losses.html#upsample', 'weclip/losses.py'),
-                               'weclip.losses.window': ('losses.html#window', 'weclip/losses.py')}}}
+                               'weclip.losses.window': ('losses.html#window', 'weclip/losses.py')},
+            'weclip.metrics': { 'weclip.metrics.confusion': ('metrics.html#confusion', 'weclip/metrics.py'),
+                                'weclip.metrics.format_scores': ('metrics.html#format_scores', 'weclip/metrics.py'),
+                                'weclip.metrics.iou': ('metrics.html#iou', 'weclip/metrics.py'),
+                                'weclip.metrics.mean_iou': ('metrics.html#mean_iou', 'weclip/metrics.py'),
+                                'weclip.metrics.scores': ('metrics.html#scores', 'weclip/metrics.py')}}}
