@@ -23,14 +23,14 @@ def _np(x)->np.ndarray:
     return x.detach().float().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 def denormalise(img, # normalised picture, (3, H, W)
-                mean=(123.675, 116.28, 103.53), # of the normalisation, grey levels 0..255 (ImageNet's)
-                std=(58.395, 57.12, 57.375),    # likewise
-    )->np.ndarray:   # (H, W, 3) uint8
+                mean=(.485, .456, .406), # of the normalisation, per colour, in [0, 1] (ImageNet's)
+                std=(.229, .224, .225),  # likewise
+    )->np.ndarray:               # (H, W, 3) uint8
     "Undo the normalisation of a picture."
     img = _np(img)
     if img.ndim != 3 or img.shape[0] != 3: raise ValueError(f"img: expected (3, H, W), got {img.shape}")
-    p = img.transpose(1, 2, 0)*np.asarray(std) + np.asarray(mean)  # (H, W, 3)
-    return p.round().clip(0, 255).astype(np.uint8)
+    p = img.transpose(1, 2, 0)*np.asarray(std) + np.asarray(mean)  # (H, W, 3), in [0, 1]
+    return (255*p).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #6b835c4d
 def colour_mask(ids # class ids, (H, W)
