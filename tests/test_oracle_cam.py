@@ -47,3 +47,28 @@ def test_last_attention(cams):
     close(attn[:, 15::16], z["attn_rows"][11, :, 1:, 1:], 1e-6)
     close(attn[1], z["attn_img1_f16"][11, 1:, 1:], 3e-4, 1e-3)
     close(attn.double().sum((-2, -1)), z["attn_mass"][11], 2e-3)
+
+@pytest.fixture(scope="module")
+def val(encoded, text):
+    "A test picture of 375x500 pixels, resized as for validation: 24x32 patches."
+    z = load("val_375x500")
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    img = ((z["image"].float() - mean)/std).movedim(-1, 0)[None]
+    img = torch.nn.functional.interpolate(img, size=z["in_hw"].tolist(), mode="bilinear", align_corners=False)
+    enc = encoded["model"].encode(img, n_attn=11)
+    idx = pairs([[int(c) - 1 for c in z["class_set"]]])
+    return img, enc, gradcam(encoded["model"], enc.tokens[-1], enc.grid, text["fg"], text["bg"], *idx)
+
+def test_val_encoder(val):
+    (img, enc, cams), z = val, load("val_375x500")
+    close(img[0, :, ::8, ::8], z["x_sub"], 1e-5)
+    close(enc.tokens[-1][0, ::16], z["feat11_sub"], 2e-4)
+    attn = torch.cat([enc.attn[0], cams.attn])
+    close(attn[:, 47::48], z["attn_rows"][:, 1:, 1:], 1e-6)
+
+def test_val_cam(val):
+    cams, z = val[2], load("val_375x500")
+    same(compact(cams.scores.where(cams.logits.isfinite(), torch.inf)), z["scores"], 1e-5)
+    scale = z["rawcam"].abs().amax((1, 2), keepdim=True)
+    close(cams.raw/scale, z["rawcam"]/scale, 1e-4)
+    close(cams.cam, z["gray"], 1e-4)

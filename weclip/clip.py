@@ -118,9 +118,12 @@ class FrozenCLIP(nn.Module):
     def __init__(self, clip:nn.Module): # open_clip's CLIP with a plain ViT; its parameters are frozen, not copied
         super().__init__()
         self.visual = v = plain_vit(clip.visual).requires_grad_(False).eval()
-        self.blocks, self.scale = v.transformer.resblocks, float(clip.logit_scale.detach().exp())
         self.patch, self.heads, self.n_blocks = v.conv1.stride[0], self.blocks[0].attn.num_heads, len(self.blocks)
         self.width, self.embed_dim = v.proj.shape
+        self.scale = float(clip.logit_scale.detach().exp())   # factor of the cosines in the score
+
+    @property
+    def blocks(self): return self.visual.transformer.resblocks
 
     def train(self, mode:bool=True): return super().train(False)
 
