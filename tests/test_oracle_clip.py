@@ -23,7 +23,7 @@ def test_tokens(encoded):
     z, enc = load("encoder_train"), encoded["enc"]
     assert enc.grid == (20, 20) and len(enc.tokens) == 11
     close(torch.stack(enc.tokens)[:, :, ::16], z["feats_sub"], 1e-4)
-    close(enc.tokens[-1][0], z["feat11_img0"], 2e-4)
+    close(enc.tokens[-1][0], z["feat11_img0"], 2e-4)   # the stored values are 1.1e-4 from a float64 run, ours 5e-6
 
 def test_attention(encoded):
     z, attn = load("encoder_train"), encoded["enc"].attn

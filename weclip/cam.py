@@ -26,11 +26,11 @@ def pairs(tags:Sequence[Sequence[int]], # 0-based foreground classes of each ima
 # %% ../nbs/07_cam.ipynb #de56e95a
 ROWS = dict(patches=slice(1, None), cls=slice(0, 1))  # tokens that make the image vector
 
-def class_logits(clip:FrozenCLIP,
-                 u:Tensor,    # pooled tokens behind ln_post, (P, D)
-                 text:Tensor, # foreground, then background features, (K, E), rows of length 1
-                 keep:Tensor  # columns that compete, (P, K), bool
-    )->Tensor:                # (P, K), -inf where not kept
+def class_logits(clip:FrozenCLIP, # its projection and scale
+                 u:Tensor,        # pooled tokens behind ln_post, (P, D)
+                 text:Tensor,     # foreground, then background features, (K, E), rows of length 1
+                 keep:Tensor      # columns that compete, (P, K), bool
+    )->Tensor:                    # (P, K), -inf where not kept
     "Scaled cosines of the image vector with the texts."
     e = F.normalize(u @ clip.visual.proj, dim=-1)
     return (clip.scale * e @ text.T).masked_fill(~keep, -torch.inf)
@@ -48,7 +48,7 @@ def candidates(img_idx:Tensor, # (P,)
 
 # %% ../nbs/07_cam.ipynb #d0d80047
 def slope(act:nn.Module, # elementwise function
-          x:Tensor
+          x:Tensor       # any shape
     )->Tensor:           # act'(x), shape of x
     "Derivative of an activation function."
     return vjp(act, x)[1](torch.ones_like(x))[0]
@@ -105,7 +105,7 @@ class Cams(NamedTuple):
     out: Tensor      # its output, (B, 1+L, D)
 
 @torch.no_grad()
-def gradcam(clip:FrozenCLIP,
+def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
             x:Tensor,              # input of the last block, (B, 1+L, D)
             grid:tuple[int, int],  # (h, w), h*w = L
             text_fg:Tensor,        # unit features of the classes, (C-1, E)
@@ -114,10 +114,11 @@ def gradcam(clip:FrozenCLIP,
             tag_idx:Tensor,        # 0-based class of each pair, (P,)
             pool:str="patches",    # image vector: mean of the "patches" or the "cls" token
             most:int|None=None     # most tags of an image; None: counted, for which a GPU is waited for
-    )->Cams:
+    )->Cams:                       # maps (P, h, w) and by-products
     "GradCAM of every pair of the batch at the last block's ln_1, §3.2."
     if pool not in ROWS: raise ValueError(f"pool: expected one of {tuple(ROWS)}, got {pool!r}")
-    if x.ndim != 3 or x.shape[1] != 1 + grid[0]*grid[1]: raise ValueError(f"x: expected (B, {1 + grid[0]*grid[1]}, D) for the grid {tuple(grid)}, got {tuple(x.shape)}")
+    if x.ndim != 3 or x.shape[1] != 1 + grid[0]*grid[1]:
+        raise ValueError(f"x: expected (B, {1 + grid[0]*grid[1]}, D) for the grid {tuple(grid)}, got {tuple(x.shape)}")
     if most is None: most = int(img_idx.bincount().max()) if len(img_idx) else 0
     block, rows, text = clip.blocks[-1], ROWS[pool], torch.cat([text_fg, text_bg])
     a = block.ln_1(x)

@@ -123,9 +123,14 @@ class FrozenCLIP(nn.Module):
         self.scale = float(clip.logit_scale.detach().exp())   # factor of the cosines in the score
 
     @property
-    def blocks(self): return self.visual.transformer.resblocks
+    def blocks(self)->nn.ModuleList:
+        "The transformer blocks 1 .. N."
+        return self.visual.transformer.resblocks
 
-    def train(self, mode:bool=True): return super().train(False)
+    def train(self, mode:bool=True # ignored
+        )->nn.Module:              # itself
+        "Stay in eval mode."
+        return super().train(False)
 
     def embed(self, img:Tensor # (B, 3, H, W), at least one patch each way
         )->tuple:              # tokens (B, 1+L, D), grid (h, w)
@@ -141,7 +146,7 @@ class FrozenCLIP(nn.Module):
     def encode(self, img:Tensor,          # normalised images, (B, 3, H, W)
                n_blocks:int|None=None,    # blocks to run; None: all but the last, which the CAM runs
                n_attn:int=0               # attention maps to keep, counted from the last block run
-        )->Encoded:
+        )->Encoded:                       # tokens, attention and grid
         "Run the first `n_blocks` blocks and keep every output, §3.2."
         n = self.n_blocks - 1 if n_blocks is None else n_blocks
         if not (0 < n <= self.n_blocks and 0 <= n_attn <= n):
