@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from weclip.classes import ClassSet
 from weclip.config import preset
-from weclip.infer import evaluate, multi_scale_logits, predict, predict_stream, scale_logits
+from weclip.infer import evaluate, multi_scale_logits, predict, predict_stream
 
 class Toy(torch.nn.Module):
     "Classes by colour, with dropout that must stay off."
@@ -53,6 +53,14 @@ def test_modes_share_forwards():
     assert list(rows) == ["single", "ms", "crf"]
     for mode in rows: assert evaluate(Toy(), data, modes=(mode,), workers=0, progress=False)[mode] == rows[mode]
 
+def test_data_sets_are_read_whole():
+    class Data:  # as SegData: ids, and a picture with its mask by id
+        ids = ["p0", "p1"]
+        def read(self, i): img = dict(pictures(2))[i]; return img, np.indices(img.shape[:2]).sum(0) % 3
+    triples = [(i, *Data().read(i)) for i in Data.ids]
+    kw = dict(crf=False, progress=False)
+    assert evaluate(Toy(), Data(), **kw) == evaluate(Toy(), triples, **kw)
+
 def test_single_without_scale_one():
     data = [(k, p, np.indices(p.shape[:2]).sum(0) % 3) for k, p in pictures(3)]  # every class, or IoU is NaN
     a, b = (evaluate(Toy(scales=s), data, modes=("single", "ms"), progress=False) for s in ((1., .75), (.5, .75)))
@@ -72,8 +80,9 @@ def test_other_patches(patch):
 
 def test_flip_is_undone():
     img = torch.randn(2, 3, 32, 64)
-    as_is, mirrored = scale_logits(Toy().train(), img, flip=True)
-    torch.testing.assert_close(as_is, mirrored)
+    model = Toy().train()
+    torch.testing.assert_close(*(multi_scale_logits(model, img, (1.,), flip) for flip in (True, False)))
+    assert model.training
 
 def test_without_pydensecrf(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
