@@ -34,7 +34,7 @@ def spread(img:Tensor,                       # (B, 3, H, W)
     "Unbiased standard deviation of each pixel's neighbours, per channel."
     near = neighbours(img, dilations)
     mean = sum(near)/len(near)
-    return (sum((n - mean).square() for n in near)/(len(near) - 1)).sqrt()
+    return (sum((n - mean).square_() for n in near)/(len(near) - 1)).sqrt()
 
 # %% ../nbs/08_par.ipynb #5a7c2303
 def affinity(img:Tensor,                       # normalised image, (B, 3, H, W)
@@ -44,10 +44,10 @@ def affinity(img:Tensor,                       # normalised image, (B, 3, H, W)
     )->Tensor:                                 # (B, n, H, W), sums to 1 + pos_weight over n
     "Weight of every neighbour, from colour and from distance; AFA [39]."
     scale = width*(spread(img, dilations) + 1e-8)
-    color = torch.stack([((n - img)/scale).square().mean(1) for n in neighbours(img, dilations)], 1)  # (B,n,H,W)
+    color = torch.stack([(n - img).div_(scale).square_().mean(1).neg_() for n in neighbours(img, dilations)], 1)  # (B,n,H,W)
     dist = img.new_tensor([math.hypot(*o) for o in offsets(dilations)])
     pos = (dist/(width*(dist.std() + 1e-8))).square()
-    return (-color).softmax(1) + pos_weight*(-pos).softmax(0)[:,None,None]
+    return color.softmax(1).add_(pos_weight*(-pos).softmax(0)[:,None,None])
 
 # %% ../nbs/08_par.ipynb #4a4d47ea
 def diffuse(masks:Tensor,                    # scores, (B, K, H, W)

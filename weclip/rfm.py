@@ -86,12 +86,13 @@ def transition(r:Tensor,    # refining map R, (B, L, L)
 def components(fg:Tensor # foreground, (P, h, w) bool
     )->Tensor:           # (P, h, w) long: equal within an 8-connected region, the index of one of its patches
     "Label 8-connected regions: join the neighbour with the largest name, follow the names, repeat."
-    (h, w), n = fg.shape[-2:], fg[0].numel() if len(fg) else 0
-    name = torch.arange(h*w, device=fg.device).expand(len(fg), -1)  # (P,L)
-    for _ in range(n.bit_length()):
-        seen = F.max_pool2d((name + 1).view_as(fg)*fg.float(), 3, 1, 1).flatten(1).long() - 1  # largest name in the 3x3 around
-        name = name.scatter_reduce(1, name, torch.where(fg.flatten(1), seen, name), "amax")
-        for _ in range(n.bit_length()): name = name.gather(1, name)
+    l = fg.shape[-2]*fg.shape[-1]
+    name = torch.arange(l, device=fg.device).expand(len(fg), -1)  # (P,L)
+    for _ in range(l.bit_length()):
+        near = (name + 1).view_as(fg)*fg.float()                  # 0 in the background
+        near = F.max_pool2d(near[:,None], 3, 1, 1).flatten(1).long() - 1  # largest name in the 3x3 around, (P,L)
+        name = name.scatter_reduce(1, name, torch.where(fg.flatten(1), near, name), "amax")
+        for _ in range(l.bit_length()): name = name.gather(1, name)
     return name.view_as(fg)
 
 # %% ../nbs/10_rfm.ipynb #0b2d9c03
@@ -112,7 +113,8 @@ def box_mask(cam:Tensor,             # (P, h, w), in [0, 1]
     )->Tensor:                       # (P, h, w) bool
     "Union of the bounding boxes of each CAM's strong regions; CLIP-ES [29]."
     (h, w), grey = cam.shape[-2:], (cam*255).floor()
-    y0, y1, x0, x1 = bounding_boxes(grey > (thr*grey.amax((-2,-1), keepdim=True)).floor())
+    bound = (thr*grey.amax((-2,-1), keepdim=True).double()).floor()  # (P,1,1)
+    y0, y1, x0, x1 = bounding_boxes(grey > bound)
     if open_border: y1, x1 = y1.clamp(max=h-1), x1.clamp(max=w-1)
     def inside(lo, hi, n):
         i = torch.arange(n, device=cam.device)
