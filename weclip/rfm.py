@@ -9,7 +9,7 @@ __all__ = ['affinity_map', 'disagreement', 'gate', 'gated_mean', 'refining_map',
 # %% ../nbs/10_rfm.ipynb #d5a8526a
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .par import group, slots
+from .cam import group, slots
 
 # %% ../nbs/10_rfm.ipynb #55403d58
 def affinity_map(fu:Tensor # fused features F_u, (B, d, h, w)
