@@ -34,7 +34,7 @@ class Config:
     # --- pseudo labels
     par_iters: int = 20           # PAR iterations. P: "as [39]"
     par_dilations: tuple = (1, 2, 4, 8, 12, 24)  # pixels
-    par_size: int = 0             # side of PAR's working picture in pixels; 0: the crop's own
+    par_scale: float = 1.0        # side of PAR's working picture, relative to the labels
     # --- decoder
     d: int = 256                  # width, §4.2
     layers: int = 3               # transformer layers of phi, Table 5
@@ -84,7 +84,7 @@ RECIPES = dict(released={}, paper=PAPER, mended=MENDED)
 PROFILES = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, bs=8, iters=80_000),
-    scenes=dict(classes="scenes", norm="clip", pool="cls", d=128, crop=112, par_size=56, bs=8, iters=400, switch=120, long_side=176,
+    scenes=dict(classes="scenes", norm="clip", pool="cls", d=128, crop=112, par_scale=0.5, bs=8, iters=400, switch=120, long_side=176,
                 par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5))
 
 def preset(profile:str="voc",       # data set: voc | coco | scenes

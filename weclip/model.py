@@ -102,7 +102,7 @@ class WeCLIP(nn.Module):
         aff = affinity_map(fu)
         with torch.no_grad():
             cam_ref = self.refine(cams, attn, aff, img_idx, dynamic, most)
-            pseudo = pseudo_labels(cam_ref, img if labels_img is None else labels_img, img_idx, tag_idx, tuple(size or img.shape[-2:]), self.cfg.par_size,
+            pseudo = pseudo_labels(cam_ref, img if labels_img is None else labels_img, img_idx, tag_idx, tuple(size or img.shape[-2:]), self.cfg.par_scale,
                                    self.cfg.par_iters, self.cfg.par_dilations, most)
             if self.cfg.pad_ignore and valid is not None: pseudo = pseudo.masked_fill(~valid, IGNORE_INDEX)
         return Output(tokens, grid, fu, logits, aff, attn, cams.cam, cam_ref, pseudo, img_idx, tag_idx, cams)

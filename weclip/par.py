@@ -104,7 +104,7 @@ def pseudo_labels(cam_ref:Tensor,  # refined CAM, (P, h, w)
                   img_idx:Tensor,  # image of each pair, ascending, (P,)
                   tag_idx:Tensor,  # its 0-based tag, (P,)
                   size:tuple,      # (H, W) of the labels
-                  par_size:int=0,  # longest side of PAR's working picture in pixels; 0: `size` itself
+                  par_scale:float=1, # side of PAR's working picture, relative to `size`
                   iters:int=20,    # steps of PAR
                   dilations:tuple=(1,2,4,8,12,24), # pixels of the working picture
                   k:int=0          # most tags of one image; 0: looked up, for which the host waits once
@@ -112,7 +112,7 @@ def pseudo_labels(cam_ref:Tensor,  # refined CAM, (P, h, w)
     "Pseudo labels from refined CAMs: stretch, add a background, PAR, argmax; §3.3."
     if not len(cam_ref) == len(img_idx) == len(tag_idx):
         raise ValueError(f"cam_ref, img_idx, tag_idx: expected one row per pair, got {len(cam_ref)}, {len(img_idx)}, {len(tag_idx)}")
-    work = tuple(max(1, round(s*par_size/max(size))) for s in size) if par_size else tuple(size)
+    work = tuple(max(1, round(s*par_scale)) for s in size)
     fg = group(upsample_cam(cam_ref, work), img_idx, len(img), k)  # (B,K,·,·)
     scores = par(img, with_background(fg), iters, dilations)
     if work != tuple(size): scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
