@@ -7,7 +7,7 @@ __all__ = ['Output', 'WeCLIP', 'load_backbone', 'build', 'load_released', 'read_
            'save_model', 'read_model', 'load_model', 'load_decoder']
 
 # %% ../nbs/13_model.ipynb #948c8dd7
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 import hashlib, json, os
@@ -24,6 +24,7 @@ from .data import IGNORE_INDEX
 from .losses import AFF_LOSSES, SEG_LOSSES, Losses, total_loss
 from .par import pseudo_labels
 from .rfm import affinity_map, rfm
+from .tinyclip import tiny_clip, tiny_tokenizer
 
 # %% ../nbs/13_model.ipynb #bcddb153
 class Output(NamedTuple):
@@ -120,14 +121,15 @@ class WeCLIP(nn.Module):
     def n_learnable(self)->int: return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 # %% ../nbs/13_model.ipynb #91909478
-def load_backbone(clip="tiny",                  # "tiny", an open_clip tag ("openai"), a file of weights, or a state dict in OpenAI's key names
+def load_backbone(clip="tiny",                  # "tiny", "random" (untrained, seeded), an open_clip tag ("openai"), a file of weights, or a state dict in OpenAI's key names
                   arch="ViT-B-16-quickgelu",    # open_clip architecture; not used for "tiny"
     )->tuple:                                   # (open_clip model, tokenizer)
     "An open_clip model and its tokenizer."
-    if isinstance(clip, str) and clip == "tiny":
-        from weclip.tinyclip import tiny_clip, tiny_tokenizer
-        return tiny_clip(), tiny_tokenizer()
-    return load_clip(clip, arch), open_clip.get_tokenizer(arch.removesuffix("-quickgelu"))
+    if isinstance(clip, str) and clip == "tiny": return tiny_clip(), tiny_tokenizer()
+    tokenizer = open_clip.get_tokenizer(arch.removesuffix("-quickgelu"))
+    if not (isinstance(clip, str) and clip == "random"): return load_clip(clip, arch), tokenizer
+    torch.manual_seed(0)
+    return open_clip.create_model(arch, pretrained=None).eval(), tokenizer
 
 def build(clip="tiny",          # as in `load_backbone`
           cfg:Config=None,      # settings; None: the scenes' for "tiny", VOC's otherwise
@@ -170,11 +172,11 @@ def describe(model:WeCLIP, backbone:str)->dict: # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
     return dict(format="weclip-1", backbone=str(backbone), fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes))
 
-def save_model(path, model:WeCLIP, backbone="tiny")->None:
+def save_model(path, model:WeCLIP, backbone="tiny", dtype=torch.float32)->None:
     "Write decoder, settings and class names as one safetensors file, all or nothing."
     path, part = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.decoder.state_dict().items()}, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
+    save_file({k: v.detach().to(dtype).cpu().contiguous() for k, v in model.decoder.state_dict().items()}, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
     os.replace(part, path)
 
 def read_model(path)->tuple: # (description, decoder's state dict)
