@@ -7,7 +7,7 @@ __all__ = ['Output', 'WeCLIP', 'load_backbone', 'build', 'load_released', 'read_
            'save_model', 'read_model', 'load_model', 'load_decoder']
 
 # %% ../nbs/13_model.ipynb #948c8dd7
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 import hashlib, json, os
