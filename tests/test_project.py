@@ -59,6 +59,12 @@ def test_page_is_clean(nb):
             assert not o.get("metadata") and o.get("execution_count") is None
         assert c.get("execution_count") is None, f"run nbdev_clean: {c['id']}"
 
+@pages
+def test_page_is_stored_by_lines(nb):
+    "As Jupyter stores it; a cell in one string is a diff that nobody can read."
+    odd = [c["id"] for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if isinstance(c["source"], str) and "\n" in c["source"]]
+    assert not odd, f"rewrite it with nbformat: import nbformat as n; n.write(n.read('{nb.name}', 4), '{nb.name}')"
+
 def shown(nb):
     "All text of a page: cells and what they printed, pictures apart."
     outputs = (o for c in cells(nb) for o in c.get("outputs", []))
@@ -185,6 +191,21 @@ def test_quarto_lists_every_page():
 def test_index_maps_every_page():
     front = text(ROOT/"nbs"/"index.ipynb", "markdown")
     assert not (missing := [nb.name for nb in NBS if nb.stem != "index" and f"]({nb.name})" not in front]), f"add to the map in nbs/index.ipynb: {missing}"
+
+def test_index_names_what_there_is():
+    front = text(ROOT/"nbs"/"index.ipynb", "markdown")
+    for stem, names in re.findall(r"\]\((\d\d_\w+)\.ipynb\) *\|[^|]*\|([^|\n]*)\|", front):
+        mod = importlib.import_module(f"weclip.{default_exp(ROOT/'nbs'/f'{stem}.ipynb')}")
+        assert not (odd := set(re.findall(r"`(\w+)`", names)) - set(mod.__all__)), f"{stem} does not export {odd}"
+
+@pytest.mark.parametrize("page", [ROOT/"nbs"/"index.ipynb", ROOT/"README.md"], ids=name)
+def test_examples_import(page):
+    "What the examples on the front pages import exists."
+    md = text(page, "markdown") if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", md, re.S):
+        for n in ast.walk(ast.parse(code)):
+            if isinstance(n, ast.ImportFrom) and n.module.startswith("weclip"):
+                assert all(hasattr(importlib.import_module(n.module), a.name) for a in n.names), ast.unparse(n)
 
 @pytest.mark.parametrize("page", NBS + EXPERIMENTS + [ROOT/"README.md", ROOT/"CONTRIBUTING.md"], ids=name)
 def test_links_resolve(page):
