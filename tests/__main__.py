@@ -1,0 +1,48 @@
+"""All checks of the project, in order, stopping at the first that fails: `python tests` in an environment with the `dev` extras."""
+import os, subprocess, sys, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # the nbdev_* of this interpreter
+FOLDERS = ("nbs", "experiments", "weclip")
+done = []
+
+def run(*cmd, **env):
+    "Run a command in the project's folder; end everything if it fails."
+    print("$", *cmd, flush=True)
+    try: rc = subprocess.run(cmd, cwd=ROOT, env={**ENV, **env}).returncode
+    except FileNotFoundError: sys.exit(f"FAILED: no {cmd[0]} beside {sys.executable}; install the tools with: pip install -e '.[dev]'")
+    if rc: sys.exit(f"FAILED: {' '.join(cmd)} (exit code {rc}); passed before it: {', '.join(done) or 'nothing'}")
+
+def contents():
+    "Every file that is under version control or would be, by path."
+    return {p.relative_to(ROOT).as_posix(): p.read_bytes() for d in FOLDERS for p in sorted((ROOT/d).rglob("*"))
+            if p.is_file() and not {"__pycache__", ".ipynb_checkpoints", "runs"} & set(p.parts)}
+
+def unchanged(before, why):
+    after = contents()
+    if odd := [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]:
+        sys.exit(f"FAILED: {why}: {', '.join(odd)}")
+
+def passed(what, t0): done.append(what); print(f"ok: {what}, {time.perf_counter() - t0:.0f} s\n", flush=True)
+
+def main():
+    start = t0 = time.perf_counter(); before = contents()
+    run("nbdev_export"); run("nbdev_clean")
+    if any((ROOT/"experiments").glob("*.ipynb")): run("nbdev_clean", "--fname", "experiments")
+    unchanged(before, "the modules were not exported from the notebooks, or the notebooks not cleaned; this is done now, review and commit")
+    passed("export and clean leave no diff", t0)
+
+    t0 = time.perf_counter()
+    run(sys.executable, "-m", "ruff", "check", "weclip", "tests")
+    passed("ruff", t0)
+
+    t0 = time.perf_counter(); before = contents()
+    run("nbdev_test", "--n_workers", str(min(2, os.cpu_count() or 1)), "--timing", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    unchanged(before, "a notebook wrote into the project")
+    passed(f"{len(list((ROOT/'nbs').glob('*.ipynb')))} notebooks run", t0)
+
+    print(f"passed in {time.perf_counter() - start:.0f} s: {'; '.join(done)}. Last, the tests:", flush=True)
+    sys.exit(subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "tests"], cwd=ROOT, env=ENV).returncode)
+
+if __name__ == "__main__": main()
