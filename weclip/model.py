@@ -164,6 +164,7 @@ def read_checkpoint(path)->dict:
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one ({type(e).__name__}); download or copy it again") from e
     if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    if "about" in state: raise ValueError(f"{path}: expected a model, got the state of a training of ours; take model.safetensors beside it")
     return state.get("state_dict", state)
 
 # %% ../nbs/13_model.ipynb #2611b4cc

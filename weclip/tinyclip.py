@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GLUE', 'WORDS', 'CONTEXT', 'N_C', 'N_K', 'N_FACTS', 'SIDE', 'NORM', 'ASSETS', 'merges', 'tiny_tokenizer',
            'tiny_config', 'sincos', 'new_tiny', 'is_true', 'scene_facts', 'with_article', 'caption', 'pretraining_set',
-           'random_squares', 'visible', 'contrastive', 'optimisers', 'batch', 'train_tiny', 'average_precision',
-           'zero_shot', 'save_tiny', 'tiny_clip']
+           'random_squares', 'visible', 'contrastive', 'optimisers', 'batch', 'schedule', 'train_tiny',
+           'average_precision', 'zero_shot', 'save_tiny', 'tiny_clip']
 
 # %% ../nbs/06_tinyclip.ipynb #bc1999f1
 from functools import lru_cache
@@ -178,16 +178,26 @@ def batch(data, step, bs, side, seed, n_captions=3):
     texts, claims = zip(*[caption(f, r) for f in facts.numpy().astype(np.uint8) for _ in range(n_captions)])
     return normalize(img, **NORM), tiny_tokenizer()(list(texts)), is_true(torch.from_numpy(np.stack(claims)).float(), facts)
 
+def schedule(i,       # step
+             steps,   # length of the run
+             horizon, # steps of the cosine
+             cool,    # step at which the cool-down begins
+             warmup=200)->float: # in [0, 1]
+    "Learning rate as a share of its peak: warm-up, cosine, linear cool-down to zero at the end."
+    return min(1, (i + 1)/warmup) * (.5 + .5*math.cos(math.pi*min(1, i/horizon))) * min(1, max(0, (steps - i)/(steps - cool)))
+
 def train_tiny(folder,             # pictures, checkpoints and the log go here
-               samples=400_000,    # pictures seen in all
-               n_pictures=32_000,  # distinct pictures
-               bs=128, seed=0, full_share=.2, # share of the samples that sees all patches
+               samples=192_000,    # pictures seen in all
+               horizon=260_000,    # of the learning rate's cosine, in samples
+               cool=96_000,        # samples after which it is cooled down
+               n_pictures=40_000,  # distinct pictures
+               bs=128, seed=0, full_share=.04, # share of the samples that sees all patches, at the end
                device="cpu", bf16=False, every=100)->open_clip.CLIP:
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder, steps = Path(folder), samples//bs
     data, model = pretraining_set(folder/"pictures", n_pictures, seed), new_tiny(seed).to(device)
     opts, side, step = optimisers(model), model.visual.image_size[0], 0
-    scheds = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min(1, (i+1)/200) * (.5 + .5*math.cos(math.pi*min(1, i/steps)))) for o in opts]
+    scheds = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: schedule(i, steps, horizon//bs, cool//bs)) for o in opts]
     ckpt = folder/"checkpoint.pt"
     if ckpt.exists():
         state = torch.load(ckpt, weights_only=True); step = state["step"]; model.load_state_dict(state["model"])

@@ -1,0 +1,71 @@
+"""The command as a stranger uses it: training, stopping, resuming, predicting, and every kind of mistake."""
+import json
+import numpy as np, pytest, torch
+from PIL import Image
+from weclip.cli import main
+from weclip.data import read_mask
+from weclip.scenes import write_scenes
+
+FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
+TINY = ["--profile", "scenes", "--clip", "tiny"]
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=12, val=4, workers=1)
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    assert main(["demo", "--data", str(root), "--train-split", "train", "--out", str(out), *TINY, *FAST]) == 0
+    return out
+
+def test_a_run_leaves_everything_behind(run):
+    for f in ("model.safetensors", "checkpoint.pt", "results.json", "examples.png", "masks/crf/val_00000.png"): assert (run/f).is_file(), f
+    r = json.loads((run/"results.json").read_text())
+    assert set(r["miou"]) == {"initial", "initial+PAR", "refined", "pseudo", "single", "ms", "crf"} and r["n_val"] == 4
+
+def test_same_seed_same_table(root, run, tmp_path):
+    main(["demo", "--data", str(root), "--train-split", "train", "--out", str(tmp_path), *TINY, *FAST])
+    assert json.loads((tmp_path/"results.json").read_text())["miou"] == json.loads((run/"results.json").read_text())["miou"]
+
+def test_masks_have_the_pictures_size_and_stem(root, run, tmp_path):
+    assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--no-crf", "--device", "cpu"]) == 0
+    for p in (root/"JPEGImages").iterdir(): assert read_mask(tmp_path/f"{p.stem}.png", 13).shape == np.asarray(Image.open(p)).shape[:2]
+
+def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
+    import weclip.train as t
+    steps, real = [], t.train_step
+    def stop_at_three(model, opt, batch, i, loss):
+        if len(steps) == 3: raise KeyboardInterrupt
+        steps.append(i); return real(model, opt, batch, i, loss)
+    args = ["train", str(root), "--train-split", "train", "--out", str(tmp_path), *TINY, *FAST]
+    monkeypatch.setattr(t, "train_step", stop_at_three); assert main(args) == 130
+    monkeypatch.setattr(t, "train_step", real); assert main(args) == 2          # never silently over a stopped run
+    assert main([*args, "--resume"]) == 0
+    a, b = (torch.load(d/"checkpoint.pt", weights_only=True)["decoder"] for d in (run, tmp_path))
+    assert all(a[k].equal(b[k]) for k in a)
+
+def test_stages_of_pseudo_labels(root, tmp_path):
+    assert main(["pseudo", str(root), "--train-split", "val", "--out", str(tmp_path), *TINY, "--stages", "--device", "cpu"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"initial", "initial+PAR", "refined", "pseudo"}
+
+@pytest.mark.parametrize("args, says", [
+    (["train", "nowhere", *TINY], "nowhere: no such folder"),
+    (["evaluate", "{root}", "--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
+    (["evaluate", "{root}", "--val-split", "test"], "no such split (found: train, val)"),
+    (["predict", "{root}/scenes.json"], "cannot be read"),
+    (["predict", "{root}/JPEGImages", "--checkpoint", "{root}/scenes.json"], "damaged or foreign"),
+    (["train", "{root}", "--train-split", "train", *TINY, "--classes", "voc"], "is not one of the 20 classes"),
+    (["train", "{root}", "--train-split", "train", "--profile", "scenes", "--clip", "nowhere.pt"], "nowhere.pt"),
+], ids=lambda v: v if isinstance(v, str) else v[0])
+def test_mistakes_are_one_line(root, tmp_path, capsys, args, says):
+    status = main([a.format(root=root) for a in args] + ["--out", str(tmp_path), "--device", "cpu"])
+    err = capsys.readouterr().err
+    assert status in (1, 2) and says in err and "Traceback" not in err
+
+def test_a_model_of_another_backbone_is_refused(root, run, tmp_path, capsys):
+    from safetensors.torch import save_file
+    from weclip.model import read_model
+    about, state = read_model(run/"model.safetensors"); about["fingerprint"] = "0"*12
+    save_file(state, tmp_path/"other.safetensors", metadata=dict(weclip=json.dumps(about)))
+    assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(tmp_path/"other.safetensors"), "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "expected the backbone" in capsys.readouterr().err

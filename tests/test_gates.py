@@ -1,0 +1,30 @@
+"""What the shipped weights must be able to do, on 300 pictures of the dev split that neither has seen."""
+import pytest, torch
+from weclip.classes import SCENES
+from weclip.data import open_data
+from weclip.infer import evaluate
+from weclip.model import build, load_model
+from weclip.pseudo import score_stages
+from weclip.scenes import write_scenes
+from weclip.tinyclip import ASSETS, average_precision, tiny_clip, zero_shot
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory):
+    root = write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=0, val=0, dev=300)
+    return open_data(root, "dev", SCENES.classes, with_masks=True, norm="clip")
+
+def test_zero_shot(dev):
+    scores = zero_shot(tiny_clip(), [dev.read(i)[0] for i in dev.ids])
+    truth = torch.tensor([[c in dev.tags[i] for c in range(len(SCENES.classes))] for i in dev.ids])
+    assert average_precision(scores, truth).mean() >= .85
+
+def test_refinement_before_training(dev):
+    miou = {k: s["miou"] for k, s in score_stages(build("tiny"), dev, progress=False).items()}
+    assert miou["pseudo"] >= .45 and miou["pseudo"] >= miou["initial+PAR"] + .08, miou
+
+def test_shipped_decoder(dev):
+    miou = evaluate(load_model(ASSETS/"scenes-decoder.safetensors"), dev, modes=("single",), progress=False)["single"]["miou"]
+    assert miou >= .45, miou
+
+def test_size():
+    assert (ASSETS/"tiny-clip.safetensors").stat().st_size <= 8e6
