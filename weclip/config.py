@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'PAPER', 'MENDED', 'RECIPES', 'PROFILES', 'Config', 'preset', 'to_dict', 'from_dict', 'run_name']
 
 # %% ../nbs/00_config.ipynb #94580456
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 import hashlib, json
 
 # %% ../nbs/00_config.ipynb #a711b401

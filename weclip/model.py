@@ -24,6 +24,7 @@ from .data import IGNORE_INDEX
 from .losses import AFF_LOSSES, SEG_LOSSES, Losses, total_loss
 from .par import pseudo_labels
 from .rfm import affinity_map, rfm
+from .tinyclip import tiny_clip, tiny_tokenizer
 
 # %% ../nbs/13_model.ipynb #bcddb153
 class Output(NamedTuple):
@@ -53,6 +54,8 @@ class WeCLIP(nn.Module):
         super().__init__()
         if cfg.n_feats > clip.n_blocks: raise ValueError(f"n_feats: expected at most the encoder's {clip.n_blocks} blocks, got {cfg.n_feats}")
         if len(text_fg) != classes.n_classes - 1: raise ValueError(f"text_fg: expected {classes.n_classes - 1} rows, one per class, got {len(text_fg)}")
+        if decoder is not None and (got := (decoder.width, len(decoder.mlps), decoder.pred.out_features)) != (want := (clip.width, cfg.n_feats, classes.n_classes)):
+            raise ValueError(f"decoder: expected (token width, blocks, classes) = {want}, got {got}")
         self.clip, self.classes, self.cfg, self.patch = clip, classes, cfg, clip.patch
         self.register_buffer("text_fg", text_fg, persistent=False); self.register_buffer("text_bg", text_bg, persistent=False)
         self.decoder = decoder or Decoder(width=clip.width, n_feats=cfg.n_feats, n_classes=classes.n_classes, d=cfg.d, layers=cfg.layers,
@@ -120,14 +123,15 @@ class WeCLIP(nn.Module):
     def n_learnable(self)->int: return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 # %% ../nbs/13_model.ipynb #91909478
-def load_backbone(clip="tiny",                  # "tiny", an open_clip tag ("openai"), a file of weights, or a state dict in OpenAI's key names
+def load_backbone(clip="tiny",                  # "tiny", "random" (untrained, seeded), an open_clip tag ("openai"), a file of weights, or a state dict in OpenAI's key names
                   arch="ViT-B-16-quickgelu",    # open_clip architecture; not used for "tiny"
     )->tuple:                                   # (open_clip model, tokenizer)
     "An open_clip model and its tokenizer."
-    if isinstance(clip, str) and clip == "tiny":
-        from weclip.tinyclip import tiny_clip, tiny_tokenizer
-        return tiny_clip(), tiny_tokenizer()
-    return load_clip(clip, arch), open_clip.get_tokenizer(arch.removesuffix("-quickgelu"))
+    if isinstance(clip, str) and clip == "tiny": return tiny_clip(), tiny_tokenizer()
+    tokenizer = open_clip.get_tokenizer(arch.removesuffix("-quickgelu"))
+    if not (isinstance(clip, str) and clip == "random"): return load_clip(clip, arch), tokenizer
+    torch.manual_seed(0)
+    return open_clip.create_model(arch, pretrained=None).eval(), tokenizer
 
 def build(clip="tiny",          # as in `load_backbone`
           cfg:Config=None,      # settings; None: the scenes' for "tiny", VOC's otherwise
@@ -147,17 +151,20 @@ def load_released(clip,          # OpenAI-format state dict, or a path to one
                   **overrides    # single settings, e.g. `switch=0`
     )->WeCLIP:                   # in evaluation mode
     "A WeCLIP with the released weights and settings."
-    if isinstance(decoder, (str, Path)): decoder = read_checkpoint(decoder)
-    dec = decoder_from_official(decoder)
-    cfg = preset("coco" if classes == "coco" else "voc", **{"n_feats": dec.n_feats, "d": dec.d, **overrides})
-    return build(clip, cfg, classes, decoder=dec).eval()
+    classes = classes if isinstance(classes, ClassSet) else get_classes(classes)
+    cfg = preset("coco" if classes.name == "coco" else "voc", **overrides)
+    state = read_checkpoint(decoder) if isinstance(decoder, (str, Path)) else decoder
+    dec = decoder_from_official(state, cfg.heads, cfg.dropout)
+    if (n := dec.pred.out_features) != classes.n_classes: raise ValueError(f"decoder: expected {classes.n_classes} classes with background ({classes.name}), got a checkpoint of {n}")
+    return build(clip, replace(cfg, n_feats=len(dec.mlps), d=dec.conv.out_features, layers=len(dec.phi)), classes, decoder=dec).eval()
 
 def read_checkpoint(path)->dict:
     "A state dict from a PyTorch file, without running code from it."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one ({type(e).__name__}); download or copy it again") from e
-    return state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    return state.get("state_dict", state)
 
 # %% ../nbs/13_model.ipynb #2611b4cc
 def fingerprint(clip:FrozenCLIP)->str: # 12 hexadecimal digits
@@ -170,11 +177,11 @@ def describe(model:WeCLIP, backbone:str)->dict: # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
     return dict(format="weclip-1", backbone=str(backbone), fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes))
 
-def save_model(path, model:WeCLIP, backbone="tiny")->None:
+def save_model(path, model:WeCLIP, backbone="tiny", dtype=torch.float32)->None:
     "Write decoder, settings and class names as one safetensors file, all or nothing."
     path, part = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.decoder.state_dict().items()}, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
+    save_file({k: v.detach().to(dtype).cpu().contiguous() for k, v in model.decoder.state_dict().items()}, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
     os.replace(part, path)
 
 def read_model(path)->tuple: # (description, decoder's state dict)

@@ -7,15 +7,14 @@ __all__ = ['learning_rate', 'optimiser', 'weak_loss', 'train_step', 'save_checkp
            'to_device', 'train']
 
 # %% ../nbs/14_train.ipynb #485dbe82
-from contextlib import nullcontext
 from pathlib import Path
-import json, logging, os
+import os
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
-from .config import Config, to_dict
-from .data import NORMS, SegData, batches, open_data
+from .config import Config
+from .data import NORMS, SegData, batches
 from .losses import Losses
 from .model import WeCLIP, describe, load_decoder
 from .viz import colour_mask, denormalise, heat
@@ -51,8 +50,6 @@ def train_step(model:WeCLIP, opt, batch,  # `Batch` on the model's device
     return losses, out
 
 # %% ../nbs/14_train.ipynb #daeaf290
-_log = logging.getLogger(__name__)
-
 def save_checkpoint(path, model:WeCLIP, opt, i:int, history:list)->None:
     "Everything a run needs to go on after iteration `i`, all or nothing."
     path = Path(path); part = path.with_name(path.name + ".part")

@@ -1,0 +1,75 @@
+"""What would spoil the page of `supervised`: that nothing of the weak branch runs, that a stopped run resumes, and that padding does not count."""
+import numpy as np, open_clip, pytest, torch
+import weclip.model
+from weclip.classes import SCENES
+from weclip.clip import FrozenCLIP
+from weclip.config import preset
+from weclip.data import Batch, open_data
+from weclip.losses import seg_loss_ce, upsample
+from weclip.model import WeCLIP
+from weclip.scenes import write_scenes
+from weclip.supervised import loss_for, supervised_loss
+from weclip.train import train, weak_loss
+
+def toy(**kw):
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(16, dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8),
+                          dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)).eval()
+    cfg = preset("scenes", **{**dict(supervised=True, n_feats=3, d=16, layers=1, heads=2, crop=32, bs=2, iters=6, warmup=2), **kw})
+    text = torch.nn.functional.normalize(torch.randn(14, 16), dim=1)
+    return WeCLIP(FrozenCLIP(clip), text[:12], text[12:], SCENES, cfg)
+
+def random_batch(n=2, size=32):
+    gen = torch.Generator().manual_seed(1)
+    lbl = torch.randint(0, 13, (n, size, size), generator=gen)
+    return Batch(["a"]*n, torch.randn(n, 3, size, size, generator=gen), [[]]*n, lbl, torch.ones_like(lbl, dtype=torch.bool))
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = write_scenes(tmp_path_factory.mktemp("supervised")/"scenes", train=4, val=0, workers=1)
+    return open_data(root, "train", SCENES.classes, tags_from=None, with_masks=True, crop=32, norm="clip")
+
+def test_runs_nothing_of_the_weak_branch(monkeypatch):
+    def refuse(*a, **k): raise AssertionError("called")
+    for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss", "text_features"): monkeypatch.setattr(weclip.model, name, refuse)
+    losses, out = supervised_loss(toy(), random_batch())
+    assert out.cam is None and losses.aff == 0 and losses.total is losses.seg
+
+@pytest.mark.parametrize("n_feats", [3, 4])  # 4: the last block too, the paper's N
+def test_is_the_cross_entropy_of_the_prediction(n_feats):
+    model, batch = toy(n_feats=n_feats).eval(), random_batch()
+    losses, out = supervised_loss(model, batch)
+    assert out.logits.equal(model.logits(batch.img))
+    up = upsample(out.logits, (32, 32))
+    torch.testing.assert_close(losses.seg, torch.nn.functional.cross_entropy(up, batch.lbl))
+    assert losses.seg.equal(seg_loss_ce(up, batch.lbl))
+
+def test_unlabelled_pixels_carry_no_gradient():
+    model, batch = toy().eval(), random_batch()
+    batch.lbl[:, :16] = 255
+    other = batch._replace(lbl=batch.lbl.clone()); other.lbl[1] = 255
+    alone = batch._replace(img=batch.img[:1], lbl=batch.lbl[:1])
+    torch.testing.assert_close(supervised_loss(model, other)[0].total, supervised_loss(model, alone)[0].total)  # image 1 does not count
+    empty = batch._replace(lbl=torch.full_like(batch.lbl, 255))
+    loss = supervised_loss(model, empty)[0].total; loss.backward()
+    assert loss == 0 and all((p.grad == 0).all() for p in model.decoder.parameters())
+
+def test_trains_and_resumes(data, tmp_path):
+    whole, parts = toy(), toy()
+    loss = loss_for(whole.cfg)
+    history = train(whole, data, tmp_path/"whole", loss=loss, progress=False, log_every=1)
+    train(parts, data, tmp_path/"parts", loss=loss, progress=False, stop=2)
+    parts = toy(); train(parts, data, tmp_path/"parts", loss=loss, resume=True, progress=False)
+    for a, b in zip(whole.decoder.parameters(), parts.decoder.parameters()): assert a.equal(b)
+    h = np.array(history)
+    assert h.shape == (6, 5) and (h[:, 1] == h[:, 2]).all() and (h[:, 3] == 0).all()
+
+def test_a_run_keeps_its_supervision(data, tmp_path):
+    train(toy(), data, tmp_path, loss=supervised_loss, progress=False, stop=1)
+    with pytest.raises(ValueError, match="supervised was True"): train(toy(supervised=False), data, tmp_path, loss=weak_loss, resume=True, progress=False)
+
+def test_needs_masks():
+    with pytest.raises(ValueError, match="with_masks=True"): supervised_loss(toy(), random_batch()._replace(lbl=None))
+
+def test_the_settings_choose():
+    assert loss_for(preset("voc", supervised=True)) is supervised_loss and loss_for(preset("voc")) is weak_loss
