@@ -3,7 +3,8 @@ import os, subprocess, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # the nbdev_* of this interpreter
+# The tools of this interpreter and the modules of this checkout, whatever else is activated (IPython adds the packages of VIRTUAL_ENV to its path)
+ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix}
 FOLDERS = ("nbs", "experiments", "weclip")
 done = []
 
@@ -43,6 +44,6 @@ def main():
     passed(f"{len(list((ROOT/'nbs').glob('*.ipynb')))} notebooks run", t0)
 
     print(f"passed in {time.perf_counter() - start:.0f} s: {'; '.join(done)}. Last, the tests:", flush=True)
-    sys.exit(subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "tests"], cwd=ROOT, env=ENV).returncode)
+    sys.exit(subprocess.run([sys.executable, "-m", "pytest", "-q", "tests"], cwd=ROOT, env=ENV).returncode)
 
 if __name__ == "__main__": main()

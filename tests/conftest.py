@@ -1,7 +1,13 @@
 import os, sys
+from collections import Counter
 sys.path.insert(0, os.path.dirname(__file__))
 
 import pytest, torch
+
+def pytest_terminal_summary(terminalreporter):
+    "Why tests were skipped, each reason once."
+    reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") for r in terminalreporter.stats.get("skipped", []) if isinstance(r.longrepr, tuple))
+    for why, n in reasons.most_common(): terminalreporter.write_line(f"{n} skipped: {why}")
 
 @pytest.fixture(scope="session")
 def encoded():

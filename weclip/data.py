@@ -179,7 +179,7 @@ def read_onehot(path,  # cls_labels_onehot.npy: a pickled dict, ID -> (C-1,) of 
     try:
         with open(path, "rb") as f:
             header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(f)](f)
-            if header[0] != () or header[2].kind != "O": raise ValueError(f"a {header[2]} array of shape {header[0]}")
+            if header[0] != () or header[2] != np.dtype(object): raise ValueError(f"a {header[2]} array of shape {header[0]}")
             hot = {i: v.data for i, v in _Unpickler(f).load().data[0].items()}
     except OSError: raise
     except Exception as e: raise ValueError(f"{path}: expected a pickled dict of one-hot vectors, got something else ({e}); use tags.json instead") from e
