@@ -317,7 +317,8 @@ class SegData(Dataset):
         if self.masks is None: return img, None
         mask = read_mask(self.masks[name], len(self.names) + 1)
         if mask.shape != img.shape[:2]:
-            raise ValueError(f"{self.masks[name]} is {mask.shape[1]}x{mask.shape[0]} but {self.images[name]} is {img.shape[1]}x{img.shape[0]}; expected equal sizes")
+            raise ValueError(f"{self.masks[name]} is {mask.shape[1]}x{mask.shape[0]} but "
+                             f"{self.images[name]} is {img.shape[1]}x{img.shape[0]}; expected equal sizes")
         return img, mask
 
     def __getitem__(self, i): # int, or (int, key) with the seed of the crop as a tuple of ints

@@ -107,7 +107,8 @@ class Decoder(nn.Module):
         return Decoded(fu, self.head(fu))
 
 # %% ../nbs/09_decoder.ipynb #666ee147
-_OFFICIAL = ((r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj\.", r"mlps.\1.0."), (r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj_2\.", r"mlps.\1.2."),
+_OFFICIAL = ((r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj\.", r"mlps.\1.0."),
+             (r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj_2\.", r"mlps.\1.2."),
             (r"^decoder_fts_fuse\.linear_fuse\.", "conv."), (r"^decoder\.transformer\.resblocks\.", "phi."), (r"^decoder\.linear_pred\.", "pred."),
             (r"\.attn\.in_proj_", ".qkv."), (r"\.attn\.out_proj\.", ".proj."), (r"\.mlp\.c_fc\.", ".up."), (r"\.mlp\.c_proj\.", ".down."))
 

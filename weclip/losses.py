@@ -98,7 +98,8 @@ def total_loss(logits:Tensor, # class scores on the tokens (or finer), (B, C, h,
                radius:int=8   # tokens, of the affinity label; 0: all pairs
     )->Losses:
     "Both losses of a batch and their sum, Eq. (10)."
-    if aff.shape[1:] != (grid[0]*grid[1],)*2: raise ValueError(f"aff: expected (B, {grid[0]*grid[1]}, {grid[0]*grid[1]}) for the grid {tuple(grid)}, got {tuple(aff.shape)}")
+    if aff.shape[1:] != (grid[0]*grid[1],)*2:
+        raise ValueError(f"aff: expected (B, {grid[0]*grid[1]}, {grid[0]*grid[1]}) for the grid {tuple(grid)}, got {tuple(aff.shape)}")
     if not len(logits) == len(aff) == len(pseudo): raise ValueError(f"expected one batch size, got logits {len(logits)}, aff {len(aff)}, pseudo {len(pseudo)}")
     seg = seg_loss(upsample(logits, pseudo.shape[-2:]), pseudo)
     pairs = aff_loss(aff, affinity_label(pseudo, grid, radius))
