@@ -48,7 +48,7 @@ def test_rows_and_report(tmp_path):
     assert [r["stage"] for r in rows[:2]] == list(TARGETS) and {r["stage"] for r in rows[:-1]} == {*NAMES, "prediction", "prediction's encoder"}
     assert all(r["ratio"] == 1 for r in rows[:-1] if r["stage"] in ("encoder", "prediction's encoder")) and rows[-1]["threads"] == 1 and rows[-1]["peak_gib"] > 0
     table = report(rows).splitlines()
-    assert len(table) == 2 + 11 + 2 and all(line.count("|") == 6 for line in table[:13]) and "1 threads" in table[-1] and "48x48" in table[-1]
+    assert len(table) == 2 + 11 + 2 and all(line.count("|") == 6 for line in table[:13]) and "threads: 1," in table[-1] and "48x48" in table[-1]
 
 def test_runs_without_notebook_tools():
     code = "import sys; sys.modules['nbdev'] = None; import weclip.bench as b; print(b.report(b.bench(repeats=1, size=32, quick=True)))"

@@ -122,5 +122,5 @@ def report(rows:list # of `bench`
     *rows, s = rows
     head = "| stage | encoder forwards | target | authors' code | ms |", "|---|---:|---:|---:|---:|"
     lines = [f"| {r['stage']} | {cell(r['ratio'])} | {cell(r['target'])} | {cell(r['authors'])} | {1000*r['seconds']:.1f} |" for r in rows]
-    return "\n".join([*head, *lines, "", f"{s['encoder']}, 4 pictures of {s['size']}x{s['size']} with 6 tags, a prediction of 375x500; {s['device']}, {s['threads']} threads, "
-                      f"torch {s['torch']}, median of {s['repeats']}, peak memory of an iteration {s['peak_gib']:.2f} GiB"])
+    return "\n".join([*head, *lines, "", f"{s['encoder']}, 4 pictures of {s['size']}x{s['size']} with 6 tags, a prediction of 375x500; {s['device']}, threads: {s['threads']}, "
+                      f"torch {s['torch']}, median of {s['repeats']}, peak memory {s['peak_gib']:.2f} GiB (start to first iteration)"])

@@ -73,9 +73,9 @@ class WeCLIP(nn.Module):
 
     def encode(self, img, tags, dynamic):
         "Frozen part of a training step: tokens for the decoder, attention maps, CAMs, pairs."
+        img_idx, tag_idx = pairs(tags, img.device)  # copied before the encoder is queued, so that a GPU is not waited for
         n_maps = self.cfg.n_dynamic if dynamic else self.cfg.n_static
         enc = self.clip.encode(img, n_attn=min(n_maps, self.clip.n_blocks) - 1)
-        img_idx, tag_idx = pairs(tags, img.device)
         most = max(map(len, tags), default=0)
         cams = gradcam(self.clip, enc.tokens[-1], enc.grid, self.text_fg, self.text_bg, img_idx, tag_idx, self.cfg.pool, most=most)
         attn = cams.attn[:, None] if enc.attn is None else torch.cat([enc.attn, cams.attn[:, None]], 1)  # (B, n, L, L)
