@@ -84,7 +84,7 @@ RECIPES = dict(released={}, paper=PAPER, mended=MENDED)
 PROFILES = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, bs=8, iters=80_000),
-    scenes=dict(classes="scenes", norm="clip", pool="cls", d=128, crop=112, par_scale=0.5, bs=8, iters=400, switch=120, long_side=176,
+    scenes=dict(classes="scenes", norm="clip", pool="cls", d=128, crop=112, par_scale=0.5, bs=8, scale=(0.75, 1.5), iters=500, switch=150, long_side=176,
                 par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5))
 
 def preset(profile:str="voc",       # data set: voc | coco | scenes
