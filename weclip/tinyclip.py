@@ -86,7 +86,10 @@ def scene_facts(scene)->np.ndarray: # (N_FACTS,) uint8
     f[[N_FACTS - len(GROUNDS) + list(GROUNDS).index(g) for g in scene.grounds]] = 1
     return f
 
-def with_article(phrase): return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+def with_article(phrase:str # e.g. "orange cat"
+    )->str:
+    "A noun phrase with a or an."
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 def caption(facts:np.ndarray, # (N_FACTS,), only of what is visible
             r                 # NumPy generator
@@ -192,10 +195,11 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
                cool=96_000,        # samples after which it is cooled down
                n_pictures=40_000,  # distinct pictures
                bs=128, seed=0, full_share=.04, # share of the samples that sees all patches, at the end
-               device="cpu", bf16=False, every=100)->open_clip.CLIP:
+               device="cpu", bf16=False, every=100, # steps between checkpoints
+               workers=None)->open_clip.CLIP:
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder, steps = Path(folder), samples//bs
-    data, model = pretraining_set(folder/"pictures", n_pictures, seed), new_tiny(seed).to(device)
+    data, model = pretraining_set(folder/"pictures", n_pictures, seed, workers), new_tiny(seed).to(device)
     opts, side, step = optimisers(model), model.visual.image_size[0], 0
     scheds = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: schedule(i, steps, horizon//bs, cool//bs)) for o in opts]
     ckpt = folder/"checkpoint.pt"
