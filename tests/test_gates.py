@@ -27,4 +27,4 @@ def test_shipped_decoder(dev):
     assert miou >= .35, miou
 
 def test_size():
-    assert (ASSETS/"tiny-clip.safetensors").stat().st_size <= 8e6
+    assert (ASSETS/"weclip-tiny.safetensors").stat().st_size <= 8e6

@@ -252,10 +252,10 @@ ASSETS = files("weclip")/"assets"  # what the package ships beside its code
 def save_tiny(model:open_clip.CLIP, folder=ASSETS)->None:
     "Write config and fp16 weights as open_clip loads them."
     folder = Path(str(folder)); folder.mkdir(parents=True, exist_ok=True)
-    (folder/"tiny-clip.json").write_text(json.dumps(tiny_config(), indent=1) + "\n")
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}, folder/"tiny-clip.safetensors")
+    (folder/"weclip-tiny.json").write_text(json.dumps(tiny_config(), indent=1) + "\n")
+    save_file({k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}, folder/"weclip-tiny.safetensors")
 
 def tiny_clip()->open_clip.CLIP: # float32, evaluation mode
     "The tiny CLIP that the package ships, through open_clip's own functions."
-    if "tiny-clip" not in open_clip.list_models(): open_clip.add_model_config(Path(str(ASSETS/"tiny-clip.json")))
-    return open_clip.create_model("tiny-clip", pretrained=str(ASSETS/"tiny-clip.safetensors")).eval()
+    if "weclip-tiny" not in open_clip.list_models(): open_clip.add_model_config(Path(str(ASSETS/"weclip-tiny.json")))
+    return open_clip.create_model("weclip-tiny", pretrained=str(ASSETS/"weclip-tiny.safetensors")).eval()
