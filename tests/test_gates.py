@@ -1,4 +1,4 @@
-"""What the shipped weights must be able to do, on 300 pictures of the dev split that neither has seen."""
+"""What the shipped weights must be able to do, on 150 pictures of the dev split that neither has seen."""
 import pytest, torch
 from weclip.classes import SCENES
 from weclip.data import open_data
@@ -10,7 +10,7 @@ from weclip.tinyclip import ASSETS, average_precision, tiny_clip, zero_shot
 
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory):
-    root = write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=0, val=0, dev=300)
+    root = write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=0, val=0, dev=150)
     return open_data(root, "dev", SCENES.classes, with_masks=True, norm="clip")
 
 def test_zero_shot(dev):
