@@ -7,7 +7,7 @@ from weclip.train import optimiser, train_step
 
 NAMES = ["encoder", "encoder + attention", "GradCAM", "RFM", "PAR", "decoder", "losses", "optimiser", "iteration"]
 
-@pytest.mark.parametrize("change", [{}, dict(pool="cls"), dict(seg_loss="ce", aff_loss="ce", radius=0), dict(n_dynamic=1), dict(n_feats=4), dict(par_size=16), dict(refine=False)])
+@pytest.mark.parametrize("change", [{}, dict(pool="cls"), dict(seg_loss="ce", aff_loss="ce", radius=0), dict(n_dynamic=1), dict(n_feats=4), dict(par_scale=.5), dict(refine=False)])
 def test_stages_are_the_iteration(change):
     from dataclasses import replace
     model, batch, _ = inputs(quick=True, size=32)

@@ -10,7 +10,7 @@ from pathlib import Path
 import json, os, platform, shutil, time
 import numpy as np, open_clip, torch, weclip
 from .config import Config, preset, run_name, to_dict
-from .data import open_data
+from .data import SegData, open_data
 from .infer import MODES, evaluate, predict
 from .model import WeCLIP, build, save_model
 from .par import upsample_cam
@@ -25,14 +25,20 @@ ROWS = dict(initial="initial CAM (tags given)", refined="refined CAM (tags given
             single="prediction", ms="prediction, scales + flip", crf="prediction, scales + flip + DenseCRF")
 
 def table(miou:dict # row -> mIoU, a fraction; missing rows are left out
-    )->str:
+    )->str:         # a line per row
     "The job's table in percent."
     width = max(map(len, ROWS.values()))
     return "\n".join([f"{'':{width}}  mIoU %", *(f"{label:{width}}  {100*miou[k]:6.1f}" for k, label in ROWS.items() if k in miou)])
 
 # %% ../nbs/19_job.ipynb #4e2607a7
-def examples(model:WeCLIP, data, path, n=12, dynamic=True, side=160)->None:
-    "A sheet of `n` pictures evenly spaced through a set with tags and masks."
+def examples(model:WeCLIP, # trained
+             data,         # `SegData` with tags and masks
+             path,         # PNG file to write
+             n=12,         # pictures at most
+             dynamic=True, # does A_f take part in the refinement?
+             side=160      # of a picture on the sheet, pixels
+    )->None:
+    "A sheet of `n` pictures evenly spaced through a set."
     columns = {k: [] for k in ("picture", "initial CAM", "refined CAM", "pseudo label", "prediction", "truth")}
     for i in [data.ids[k] for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int)]:
         image, mask = data.read(i)
@@ -43,25 +49,37 @@ def examples(model:WeCLIP, data, path, n=12, dynamic=True, side=160)->None:
         for column, cell in zip(columns.values(), cells): column.append(cell)
     save_sheet(path, columns, cell=side)
 
-def about_run(cfg:Config, minutes:float, device)->dict:
+def about_run(cfg:Config,    # settings of the run
+              minutes:float, # that it took
+              device         # that it ran on
+    )->dict:                 # JSON types
     "What produced a result: settings, versions, machine."
-    return dict(run=run_name(cfg), config=to_dict(cfg), minutes=round(minutes, 2), device=str(device), machine=platform.processor() or platform.machine(),
-                threads=torch.get_num_threads(), python=platform.python_version(), torch=torch.__version__, open_clip=open_clip.__version__, weclip=weclip.__version__)
+    return dict(run=run_name(cfg), config=to_dict(cfg), minutes=round(minutes, 2), device=str(device),
+                machine=platform.processor() or platform.machine(), threads=torch.get_num_threads(), python=platform.python_version(),
+                torch=torch.__version__, open_clip=open_clip.__version__, weclip=weclip.__version__)
 
-def write_json(path, results:dict)->None:
+def write_json(path,        # file to write
+               results:dict # JSON types
+    )->None:
     "Write results, all or nothing."
     part = Path(f"{path}.part"); part.write_text(json.dumps(results, indent=1) + "\n"); os.replace(part, path)
 
 # %% ../nbs/19_job.ipynb #4ac44c74
-def open_training(model:WeCLIP, root, split, tags_from="auto"):
-    "The training set as the model's settings want it: random crops with tags, or with masks if supervised."
+def open_training(model:WeCLIP,    # its settings and classes are read
+                  root,            # VOC2012 folder
+                  split,           # name of a list of pictures
+                  tags_from="auto" # where tags are read, as `open_data` takes it; not used if supervised
+    )->SegData:                    # random crops
+    "The training set as the model's settings want it: with tags, or with masks if supervised."
     c = model.cfg
-    return open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised, crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm)
+    return open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
+                     crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm)
 
-def run_job(model:WeCLIP,
+def run_job(model:WeCLIP,            # its decoder is trained in place
             root,                    # VOC2012 folder
             out,                     # folder of the run
-            train_split="train", val_split="val",
+            train_split="train",     # list of pictures to train on
+            val_split="val",         # list of pictures with masks to score
             backbone="tiny",         # as in `load_backbone`; noted in the model file
             resume=False,            # continue a stopped training
             modes=MODES,             # predictions to score, as `evaluate` takes them
@@ -70,35 +88,46 @@ def run_job(model:WeCLIP,
     )->dict:                         # row -> mIoU, as in `ROWS`
     "Train, score, and write everything the run leaves behind."
     cfg, out, start = model.cfg, Path(out), time.time()
-    data, val = open_training(model, root, train_split), open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm)
+    data = open_training(model, root, train_split)
+    val = open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm)
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; {model.n_learnable()/1e6:.2f} M learnable parameters")
     train(model, data, out, resume, loss_for(cfg), workers=0 if workers < 2 else workers)
     save_model(out/"model.safetensors", model, backbone)
     trained = time.time()
     say(f"scoring {len(val)} pictures of {val_split}")
     stages = {} if cfg.supervised else score_stages(model, val, dynamic=cfg.iters > cfg.switch)
-    predictions = evaluate(model, val, workers=workers, out=out/"masks", modes=modes)
-    miou = {k: s["miou"] for k, s in {**stages, **predictions}.items()}
+    scores = {**stages, **evaluate(model, val, workers=workers, out=out/"masks", modes=modes)}
+    miou, iou = ({k: s[name] for k, s in scores.items()} for name in ("miou", "iou"))
     if not cfg.supervised: examples(model, val, out/"examples.png", dynamic=cfg.iters > cfg.switch)
-    results = dict(**about_run(cfg, (time.time() - start)/60, next(model.parameters()).device), train_minutes=round((trained - start)/60, 2), backbone=str(backbone),
-                   n_train=len(data), n_val=len(val), miou=miou, iou={k: s["iou"] for k, s in {**stages, **predictions}.items()})
+    about = about_run(cfg, (time.time() - start)/60, next(model.parameters()).device)
+    results = dict(**about, train_minutes=round((trained - start)/60, 2), backbone=str(backbone), n_train=len(data), n_val=len(val),
+                   miou=miou, iou=iou)
     write_json(out/"results.json", results)
     say(table(miou))
     say(f"written to {out}: examples.png, masks/, model.safetensors, checkpoint.pt, results.json, tensorboard/")
     return miou
 
 # %% ../nbs/19_job.ipynb #6b8d0f75
-def cache_dir()->Path:
+def cache_dir()->Path: # made by whoever writes into it
     "Where drawn data is kept between runs: $WECLIP_CACHE, or the user's cache folder."
     return Path(os.environ.get("WECLIP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home()/".cache"))/"weclip")
 
-def demo(out="runs/demo", train=600, val=200, seed=1, device="cpu", modes=MODES, resume=False, say=print, **settings)->dict:
-    "Train and score WeCLIP on the built-in scenes; returns mIoU by row of the table."
+def demo(out="runs/demo", # folder of the run
+         train=600,       # scenes to train on
+         val=200,         # scenes to score
+         seed=1,          # of data order, crops and initial weights
+         device="cpu",    # where to compute
+         modes=MODES,     # predictions to score, as `evaluate` takes them
+         resume=False,    # continue a stopped run; otherwise its checkpoint, record and masks are removed
+         say=print,       # where messages go
+         **settings       # single fields of `Config`
+    )->dict:              # row -> mIoU, as in `ROWS`
+    "Train and score WeCLIP on the built-in scenes."
     cfg, out = preset("scenes", seed=seed, **settings), Path(out)
     root = write_scenes(cache_dir()/f"scenes-{train}-{val}", train=train, val=val)
-    if not resume:
-        for old in ("checkpoint.pt", "tensorboard", "masks"): (shutil.rmtree if (out/old).is_dir() else Path.unlink)(out/old) if (out/old).exists() else None
-    torch.manual_seed(seed)
+    for old in () if resume else (out/"checkpoint.pt", out/"tensorboard", out/"masks"):
+        if old.is_dir(): shutil.rmtree(old)
+        else: old.unlink(missing_ok=True)
     model = build("tiny", cfg).to(device)
     say(f"scenes in {root}; tiny CLIP with {sum(p.numel() for p in model.clip.parameters())/1e6:.2f} M frozen parameters")
     return run_job(model, root, out, modes=modes, resume=resume, say=say)

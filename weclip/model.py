@@ -52,10 +52,7 @@ class WeCLIP(nn.Module):
                  cfg:Config,              # settings
                  decoder:Decoder=None):   # None: a new one
         super().__init__()
-        if cfg.n_feats > clip.n_blocks: raise ValueError(f"n_feats: expected at most the encoder's {clip.n_blocks} blocks, got {cfg.n_feats}")
-        if len(text_fg) != classes.n_classes - 1: raise ValueError(f"text_fg: expected {classes.n_classes - 1} rows, one per class, got {len(text_fg)}")
-        if decoder is not None and (got := (decoder.width, len(decoder.mlps), decoder.pred.out_features)) != (want := (clip.width, cfg.n_feats, classes.n_classes)):
-            raise ValueError(f"decoder: expected (token width, blocks, classes) = {want}, got {got}")
+        _check_parts(clip, text_fg, classes, cfg, decoder)
         self.clip, self.classes, self.cfg, self.patch = clip, classes, cfg, clip.patch
         self.register_buffer("text_fg", text_fg, persistent=False); self.register_buffer("text_bg", text_bg, persistent=False)
         self.decoder = decoder or Decoder(width=clip.width, n_feats=cfg.n_feats, n_classes=classes.n_classes, d=cfg.d, layers=cfg.layers,
@@ -66,12 +63,18 @@ class WeCLIP(nn.Module):
         "Class scores on the token grid, Eq. (3): encoder and decoder, no CAM."
         return self.predict_only(img).logits
 
-    def predict_only(self, img)->Output:
+    def predict_only(self, img:Tensor # normalised, (B, 3, H, W)
+        )->Output:                    # tokens, grid, F_u and logits; the rest None
+        "What prediction needs: the encoder's first `n_feats` blocks and the decoder."
         enc = self.clip.encode(img, self.cfg.n_feats)
         tokens = tuple(map(patches, enc.tokens))
         return Output(tokens, enc.grid, *self.decoder(tokens, enc.grid))
 
-    def encode(self, img, tags, dynamic):
+    def encode(self, img:Tensor,  # normalised, (B, 3, H, W)
+               tags:list,         # 0-based class ids of each image
+               dynamic:bool       # chooses how many attention maps are kept
+        )->tuple:                 # (tokens (B, L, D) of each block, grid, attn (B, n, L, L), Cams, image (P,) and class (P,) of each pair,
+                                  #  largest number of tags of an image)
         "Frozen part of a training step: tokens for the decoder, attention maps, CAMs, pairs."
         img_idx, tag_idx = pairs(tags, img.device)  # copied before the encoder is queued, so that a GPU is not waited for
         n_maps = self.cfg.n_dynamic if dynamic else self.cfg.n_static
@@ -82,12 +85,18 @@ class WeCLIP(nn.Module):
         tokens = tuple(map(patches, (*enc.tokens, cams.out)[:self.cfg.n_feats]))
         return tokens, enc.grid, attn, cams, img_idx, tag_idx, most
 
-    def refine(self, cams, attn, aff, img_idx, dynamic, most):
+    def refine(self, cams:Cams,  # of P pairs
+               attn:Tensor,      # A_s, (B, n, L, L)
+               aff:Tensor,       # A_f, (B, L, L)
+               img_idx:Tensor,   # image of each pair, (P,)
+               dynamic:bool,     # does A_f take part?
+               most:int          # largest number of tags of an image
+        )->Tensor:               # (P, h, w)
         "M_f from M_init, Eqs. (5)-(8), with the settings' switches."
         c = self.cfg
         if not c.refine: return cams.cam
-        return rfm(cams.cam, attn, aff, img_idx, dynamic, c.box_thr, c.box_open, c.sinkhorn_iters, c.alpha, most, n_static=c.n_static, n_dynamic=c.n_dynamic,
-                   use_aff=c.use_aff, use_gate=c.use_gate, use_attn=c.use_attn, signed=c.signed)
+        return rfm(cams.cam, attn, aff, img_idx, dynamic, c.box_thr, c.box_open, c.sinkhorn_iters, c.alpha, most,
+                   n_static=c.n_static, n_dynamic=c.n_dynamic, use_aff=c.use_aff, use_gate=c.use_gate, use_attn=c.use_attn, signed=c.signed)
 
     def forward(self, img:Tensor,       # normalised, (B, 3, H, W)
                 tags:list=None,         # 0-based class ids of each image; None: prediction only
@@ -95,37 +104,66 @@ class WeCLIP(nn.Module):
                 valid:Tensor=None,      # False on padding, (B, H, W); used where `cfg.pad_ignore`
                 size:tuple=None,        # (H', W') of the pseudo labels; None: the input's
                 labels_img:Tensor=None  # picture that PAR follows, (B, 3, H', W'); None: `img`
-        )->Output:
+        )->Output:                      # all fields with tags, four without
         "Everything of Fig. 2; CAMs, refinement and pseudo labels only with tags."
         if tags is None: return self.predict_only(img)
-        if len(tags) != len(img): raise ValueError(f"tags: expected one list per image, {len(img)}, got {len(tags)}")
-        if bad := [t for ts in tags for t in ts if not 0 <= t < len(self.text_fg)]: raise ValueError(f"tags: expected 0-based classes below {len(self.text_fg)}, got {bad}")
+        _check_tags(tags, len(img), len(self.text_fg))
         tokens, grid, attn, cams, img_idx, tag_idx, most = self.encode(img, tags, dynamic)
         fu, logits = self.decoder(tokens, grid)
         aff = affinity_map(fu)
         with torch.no_grad():
             cam_ref = self.refine(cams, attn, aff, img_idx, dynamic, most)
-            pseudo = pseudo_labels(cam_ref, img if labels_img is None else labels_img, img_idx, tag_idx, tuple(size or img.shape[-2:]), self.cfg.par_scale,
-                                   self.cfg.par_iters, self.cfg.par_dilations, most)
-            if self.cfg.pad_ignore and valid is not None: pseudo = pseudo.masked_fill(~valid, IGNORE_INDEX)
+            cfg, guide, size = self.cfg, img if labels_img is None else labels_img, tuple(size or img.shape[-2:])
+            pseudo = pseudo_labels(cam_ref, guide, img_idx, tag_idx, size, cfg.par_scale, cfg.par_iters, cfg.par_dilations, most)
+            if cfg.pad_ignore and valid is not None: pseudo = pseudo.masked_fill(~valid, IGNORE_INDEX)
         return Output(tokens, grid, fu, logits, aff, attn, cams.cam, cam_ref, pseudo, img_idx, tag_idx, cams)
 
-    def loss(self, out:Output)->Losses:
+    def loss(self, out:Output # of a forward with tags
+        )->Losses:            # total, seg, aff: scalars
         "Eq. (10) with the settings' losses."
         c = self.cfg
-        return total_loss(out.logits, out.aff, out.pseudo, out.grid, lam=c.lam, seg_loss=SEG_LOSSES[c.seg_loss], aff_loss=AFF_LOSSES[c.aff_loss], radius=c.radius)
+        return total_loss(out.logits, out.aff, out.pseudo, out.grid, lam=c.lam, seg_loss=SEG_LOSSES[c.seg_loss],
+                          aff_loss=AFF_LOSSES[c.aff_loss], radius=c.radius)
 
-    def train(self, mode=True):
+    def train(self, mode:bool=True # False: evaluation, dropout off
+        )->"WeCLIP":               # itself
         "Only the decoder has a training mode; the encoder stays frozen and in evaluation mode."
         super().train(mode); self.clip.eval()
         return self
 
-    def n_learnable(self)->int: return sum(p.numel() for p in self.parameters() if p.requires_grad)
+    def n_learnable(self
+        )->int: # parameters with a gradient
+        "Size of what learns."
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+# %% ../nbs/13_model.ipynb #b0235423
+def _check_parts(clip:FrozenCLIP,   # frozen image tower
+                 text_fg:Tensor,    # text features of the classes, (C-1, E)
+                 classes:ClassSet,  # C-1 classes
+                 cfg:Config,        # n_feats
+                 decoder:Decoder    # None: nothing to check
+    )->None:
+    "Raise `ValueError` where the parts of a model do not fit each other."
+    if cfg.n_feats > clip.n_blocks: raise ValueError(f"n_feats: expected at most the encoder's {clip.n_blocks} blocks, got {cfg.n_feats}")
+    n, want = classes.n_classes, (clip.width, cfg.n_feats, classes.n_classes)
+    if len(text_fg) != n - 1: raise ValueError(f"text_fg: expected {n - 1} rows, one per class, got {len(text_fg)}")
+    if decoder is not None and (got := (decoder.width, len(decoder.mlps), decoder.pred.out_features)) != want:
+        raise ValueError(f"decoder: expected (token width, blocks, classes) = {want}, got {got}")
+
+def _check_tags(tags:list,      # 0-based class ids of each image
+                n_images:int,   # B
+                n_fg:int        # C-1
+    )->None:
+    "Raise `ValueError` unless there is one list per image, of known classes."
+    if len(tags) != n_images: raise ValueError(f"tags: expected one list per image, {n_images}, got {len(tags)}")
+    if bad := [t for ts in tags for t in ts if not 0 <= t < n_fg]:
+        raise ValueError(f"tags: expected 0-based classes below {n_fg}, got {bad}")
 
 # %% ../nbs/13_model.ipynb #91909478
-def load_backbone(clip="tiny",                  # "tiny", "random" (untrained, seeded), an open_clip tag ("openai"), a file of weights, or a state dict in OpenAI's key names
-                  arch="ViT-B-16-quickgelu",    # open_clip architecture; not used for "tiny"
-    )->tuple:                                   # (open_clip model, tokenizer)
+def load_backbone(clip="tiny",               # "tiny", "random" (untrained, seeded), an open_clip tag ("openai"), a file of weights,
+                                             # or a state dict in OpenAI's key names
+                  arch="ViT-B-16-quickgelu", # open_clip architecture; not used for "tiny"
+    )->tuple:                                # (open_clip model, tokenizer)
     "An open_clip model and its tokenizer."
     if isinstance(clip, str) and clip == "tiny": return tiny_clip(), tiny_tokenizer()
     tokenizer = open_clip.get_tokenizer(arch.removesuffix("-quickgelu"))
@@ -133,15 +171,18 @@ def load_backbone(clip="tiny",                  # "tiny", "random" (untrained, s
     torch.manual_seed(0)
     return open_clip.create_model(arch, pretrained=None).eval(), tokenizer
 
-def build(clip="tiny",          # as in `load_backbone`
-          cfg:Config=None,      # settings; None: the scenes' for "tiny", VOC's otherwise
-          classes=None,         # ClassSet, name or YAML file; None: `cfg.classes`
-          arch="ViT-B-16-quickgelu", decoder:Decoder=None)->WeCLIP:
-    "A model from a backbone and settings, with a new decoder unless one is given."
+def build(clip="tiny",               # as in `load_backbone`
+          cfg:Config=None,           # settings; None: the scenes' for "tiny", VOC's otherwise
+          classes=None,              # ClassSet, name or YAML file; None: `cfg.classes`
+          arch="ViT-B-16-quickgelu", # as in `load_backbone`
+          decoder:Decoder=None       # None: a new one
+    )->WeCLIP:                       # on the CPU
+    "A model from a backbone and settings, with a new decoder, seeded by `cfg.seed`, unless one is given."
     cfg = cfg or preset("scenes" if isinstance(clip, str) and clip == "tiny" else "voc")
     classes = classes if isinstance(classes, ClassSet) else get_classes(classes or cfg.classes)
     model, tokenizer = load_backbone(clip, arch)
     fg, bg = (text_features(model, tokenizer, words, classes.template) for words in (classes.prompts, classes.background))
+    torch.manual_seed(cfg.seed)
     return WeCLIP(FrozenCLIP(model), fg, bg, classes, cfg, decoder)
 
 # %% ../nbs/13_model.ipynb #6f4d0944
@@ -155,62 +196,84 @@ def load_released(clip,          # OpenAI-format state dict, or a path to one
     cfg = preset("coco" if classes.name == "coco" else "voc", **overrides)
     state = read_checkpoint(decoder) if isinstance(decoder, (str, Path)) else decoder
     dec = decoder_from_official(state, cfg.heads, cfg.dropout)
-    if (n := dec.pred.out_features) != classes.n_classes: raise ValueError(f"decoder: expected {classes.n_classes} classes with background ({classes.name}), got a checkpoint of {n}")
+    if (n := dec.pred.out_features) != classes.n_classes:
+        raise ValueError(f"decoder: expected {classes.n_classes} classes with background ({classes.name}), got a checkpoint of {n}")
     return build(clip, replace(cfg, n_feats=len(dec.mlps), d=dec.conv.out_features, layers=len(dec.phi)), classes, decoder=dec).eval()
 
-def read_checkpoint(path)->dict:
+def read_checkpoint(path # PyTorch file of tensors
+    )->dict:             # name -> tensor, on the CPU
     "A state dict from a PyTorch file, without running code from it."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
     try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one ({type(e).__name__}); download or copy it again") from e
+    except Exception as e:
+        raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one ({type(e).__name__}); "
+                         "download or copy it again") from e
     if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
-    if "about" in state: raise ValueError(f"{path}: expected a model, got the state of a training of ours; take model.safetensors beside it")
+    if "about" in state:
+        raise ValueError(f"{path}: expected a model, got the state of a training of ours; take model.safetensors beside it")
     return state.get("state_dict", state)
 
 # %% ../nbs/13_model.ipynb #2611b4cc
-def fingerprint(clip:FrozenCLIP)->str: # 12 hexadecimal digits
+def fingerprint(clip:FrozenCLIP # image tower
+    )->str:                     # 12 hexadecimal digits
     "Names the weights of an encoder."
     v = clip.visual
     parts = [v.conv1.weight, v.proj, v.transformer.resblocks[-1].mlp.c_proj.weight]
     return hashlib.sha256(b"".join(p.detach().float().cpu().contiguous().numpy().tobytes() for p in parts)).hexdigest()[:12]
 
-def describe(model:WeCLIP, backbone:str)->dict: # JSON types
+def describe(model:WeCLIP, # to be written down
+             backbone:str  # as in `load_backbone`
+    )->dict:               # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
-    return dict(format="weclip-1", backbone=str(backbone), fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes))
+    return dict(format="weclip-1", backbone=str(backbone), fingerprint=fingerprint(model.clip), config=to_dict(model.cfg),
+                classes=asdict(model.classes))
 
-def save_model(path, model:WeCLIP, backbone="tiny", dtype=torch.float32)->None:
+def save_model(path,               # file to write
+               model:WeCLIP,       # only its decoder's weights are stored
+               backbone="tiny",    # as in `load_backbone`; noted in the file
+               dtype=torch.float32 # of the stored weights
+    )->None:
     "Write decoder, settings and class names as one safetensors file, all or nothing."
     path, part = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().to(dtype).cpu().contiguous() for k, v in model.decoder.state_dict().items()}, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
+    weights = {k: v.detach().to(dtype).cpu().contiguous() for k, v in model.decoder.state_dict().items()}
+    save_file(weights, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
     os.replace(part, path)
 
-def read_model(path)->tuple: # (description, decoder's state dict)
+def read_model(path # file of `save_model`
+    )->tuple:       # (description, decoder's state dict)
     "Contents of a file of `save_model`, checked."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a model of `weclip train`, found no such file")
     try:
         with safe_open(path, "pt") as f: about, state = json.loads(f.metadata()["weclip"]), {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path}: expected a model of `weclip train` (safetensors), got a damaged or foreign file ({e}); train or copy it again") from e
+        raise ValueError(f"{path}: expected a model of `weclip train` (safetensors), got a damaged or foreign file ({e}); "
+                         "train or copy it again") from e
     if about.get("format") != "weclip-1": raise ValueError(f"{path}: expected format weclip-1, got {about.get('format')!r}; update weclip")
     return about, state
 
-def load_model(path,              # file of `save_model`
-               clip=None,         # backbone as in `load_backbone`; None: the one named in the file
-               arch="ViT-B-16-quickgelu")->WeCLIP: # in evaluation mode
+def load_model(path,                     # file of `save_model`
+               clip=None,                # backbone as in `load_backbone`; None: the one named in the file
+               arch="ViT-B-16-quickgelu" # as in `load_backbone`
+    )->WeCLIP:                           # in evaluation mode
     "A trained model, ready to predict."
     about, state = read_model(path)
-    classes = ClassSet(**about["classes"])
-    model = build(clip or about["backbone"], from_dict(about["config"]), classes, arch)
+    classes, backbone = ClassSet(**about["classes"]), clip or about["backbone"]
+    model = build(backbone, from_dict(about["config"]), classes, arch)
     if (got := fingerprint(model.clip)) != about["fingerprint"]:
-        raise ValueError(f"{path}: expected the backbone {about['backbone']} ({about['fingerprint']}) it was trained on, got {clip or about['backbone']} ({got})")
+        raise ValueError(f"{path}: expected the backbone {about['backbone']} ({about['fingerprint']}) it was trained on, "
+                         f"got {backbone} ({got})")
     load_decoder(model, state, path)
     return model.eval()
 
-def load_decoder(model:WeCLIP, state:dict, path="checkpoint")->None:
+def load_decoder(model:WeCLIP,     # changed in place
+                 state:dict,       # decoder's state dict
+                 path="checkpoint" # where it came from, for the message
+    )->None:
     "Weights into the decoder; names what does not fit."
-    want = {k: tuple(v.shape) for k, v in model.decoder.state_dict().items()}
-    got = {k: tuple(v.shape) for k, v in state.items()}
-    if odd := [f"{k}: expected {want.get(k, 'nothing')}, got {got.get(k, 'nothing')}" for k in sorted({*want, *got}) if want.get(k) != got.get(k)]:
-        raise ValueError(f"{path}: does not fit {model.classes.n_classes} classes and a backbone of width {model.clip.width}: {'; '.join(odd[:3])}")
+    want, got = ({k: tuple(v.shape) for k, v in s.items()} for s in (model.decoder.state_dict(), state))
+    odd = [k for k in sorted({*want, *got}) if want.get(k) != got.get(k)]
+    if odd:
+        first = "; ".join(f"{k}: expected {want.get(k, 'nothing')}, got {got.get(k, 'nothing')}" for k in odd[:3])
+        raise ValueError(f"{path}: does not fit {model.classes.n_classes} classes and a backbone of width {model.clip.width}: {first}")
     model.decoder.load_state_dict(state)

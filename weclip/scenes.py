@@ -18,60 +18,89 @@ from concurrent.futures import ProcessPoolExecutor
 import json, multiprocessing, os, shutil, tempfile
 from typing import NamedTuple
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 from .classes import SCENES, voc_palette
 
 # %% ../nbs/03_scenes.ipynb #3df82a55
-def ellipse(cx, cy, rx, ry, n=20)->np.ndarray: # (n, 2) corners
+def ellipse(cx,        # centre, x
+            cy,        # centre, y
+            rx,        # half the width
+            ry,        # half the height
+            n=20       # number of corners
+    )->np.ndarray:     # (n, 2), x and y
     "Polygon of an ellipse."
     a = np.linspace(0, 2*pi, n, endpoint=False)
     return np.stack([cx + rx*np.cos(a), cy + ry*np.sin(a)], 1)
 
-def box(x0, y0, x1, y1)->np.ndarray: # (4, 2)
+def box(x0,        # left
+        y0,        # top
+        x1,        # right
+        y1         # bottom
+    )->np.ndarray: # (4, 2)
     "Polygon of a rectangle."
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], float)
 
-def bar(p, q, w)->np.ndarray: # (4, 2)
+def bar(p,         # one end, (x, y)
+        q,         # the other end, (x, y)
+        w          # width
+    )->np.ndarray: # (4, 2)
     "A bar of width `w` from `p` to `q`."
     p, q = np.array(p, float), np.array(q, float)
     n = np.array([p[1] - q[1], q[0] - p[0]]) / np.linalg.norm(q - p) * w/2
     return np.stack([p + n, q + n, q - n, p - n])
 
-def poly(*corners)->np.ndarray: # (n, 2)
+def poly(*corners  # n pairs (x, y)
+    )->np.ndarray: # (n, 2)
     "Polygon from its corners."
     return np.array(corners, float)
 
 # %% ../nbs/03_scenes.ipynb #206fa9b2
-def wheels(xs, y, radius, hub, r, hub_material="metal"):
+def wheels(xs,                    # centres, x
+           y,                     # centres, y
+           radius,                # of the tyres
+           hub,                   # radius of the hubs, as a fraction of the tyres'
+           hub_material="metal"   # see `MATERIALS`
+    )->list:                      # parts, two a wheel
     "Tyres with hubs, shared by car, bus and train."
-    return [part for x in xs for part in ((ellipse(x, y, radius, radius), "tyre"), (ellipse(x, y, radius*hub, radius*hub, 10), hub_material))]
+    return [part for x in xs for part in ((ellipse(x, y, radius, radius), "tyre"),
+                                          (ellipse(x, y, radius*hub, radius*hub, 10), hub_material))]
 
-def car(r):
+def car(r:Generator # source of the proportions
+    )->list:        # parts (polygon, material), back to front
+    "Two windows in a low cabin, two wheels and a headlight."
     h, c, x0, x1 = r.uniform(.22, .34), r.uniform(.25, .4), r.uniform(-.55, -.35), r.uniform(.3, .5)
     m = (x0 + x1)/2 - .05
     return [(poly((x0, -h*.2), (x0+.2, -c-h*.2), (x1-.25, -c-h*.2), (x1+.05, -h*.2)), "body"),
             (poly((-1, 0), (-.95, -h*.4), (.6, -h*.45), (.97, -h*.05), (1, h), (-1, h)), "body"),
             (poly((x0+.1, -h*.25), (x0+.23, -c-h*.05), (m, -c-h*.05), (m, -h*.25)), "glass"),
             (poly((m+.07, -h*.25), (m+.07, -c-h*.05), (x1-.27, -c-h*.05), (x1-.07, -h*.25)), "glass"),
-            *wheels((-.58, .58), h, r.uniform(.17, .25), .45, r), (ellipse(.93, h*.25, .06, .08, 8), "light")]
+            *wheels((-.58, .58), h, r.uniform(.17, .25), .45), (ellipse(.93, h*.25, .06, .08, 8), "light")]
 
-def bus(r):
+def bus(r:Generator # source of the proportions
+    )->list:        # parts (polygon, material), back to front
+    "A tall box with a row of windows and two wheels, often a stripe."
     h, n = r.uniform(.42, .6), r.integers(4, 6)
     stripe = [(box(-1, h*.15, 1, h*.4), "trim")] if r.random() < .6 else []
     panes = [(box(x, -h*.75, x + 1.75/n*.78, -h*.05), "glass") for x in np.arange(n)*1.75/n - .93]
     return [(poly((-1, -h), (.9, -h), (1, -h*.6), (1, h*.8), (-1, h*.8)), "body"), *stripe, *panes,
-            *wheels((-.6, .6), h*.8, r.uniform(.13, .18), .4, r)]
+            *wheels((-.6, .6), h*.8, r.uniform(.13, .18), .4)]
 
-def train(r):
+def train(r:Generator # source of the proportions
+    )->list:          # parts (polygon, material), back to front
+    "A steam engine: boiler, cab, funnel, five wheels on a rod."
     h, cab, wheel = r.uniform(.2, .3), r.uniform(.35, .5), r.uniform(.12, .16)
     return [(box(-1+cab*.5, -h, .85, h), "body"), (ellipse(.85, 0, .12, h, 16), "trim"), (box(-1, -h*2.3, -1+cab, h), "body"),
             (box(-.93, -h*2, -1.07+cab, -h*.9), "glass"), (box(-1.06, -h*2.6, -.94+cab, -h*2.25), "trim"),
             (poly((.5, -h), (.45, -h*2.2), (.75, -h*2.2), (.68, -h)), "dark"), (ellipse(.1, -h, .12, .12, 12), "trim"),
-            (box(-1, h, .95, h+.08), "dark"), *wheels(np.linspace(-.82, .78, 5), h+.12, wheel, .55, r, "trim"),
+            (box(-1, h, .95, h+.08), "dark"), *wheels(np.linspace(-.82, .78, 5), h+.12, wheel, .55, "trim"),
             (bar((-.82, h+.12), (.78, h+.12), .05), "metal"), (poly((.9, h), (1.1, h+.25), (.85, h+.25)), "dark")]
 
-def boat(r):
+# %% ../nbs/03_scenes.ipynb #3ff1a9ac
+def boat(r:Generator # source of the proportions
+    )->list:         # parts (polygon, material), back to front
+    "A hull with a rim, under two sails or a cabin."
     h, x, top = r.uniform(.25, .4), r.uniform(-.15, .15), r.uniform(-1, -.75)
     sails = [(bar((x, top), (x, .2), .06), "wood"), (poly((x+.05, top+.05), (x+r.uniform(.55, .8), .12), (x+.05, .12)), "trim"),
              (poly((x-.05, top+.15), (x-r.uniform(.4, .65), .12), (x-.05, .12)), "trim")]
@@ -80,81 +109,112 @@ def boat(r):
     return [*(sails if r.random() < .65 else cabin), (poly((-.95, .15), (1, .1), (.7, .15+h), (-.7, .15+h)), "body"),
             (poly((-.95, .15), (1, .1), (.96, .2), (-.9, .23)), "trim")]
 
-def plane(r):
+def plane(r:Generator # source of the proportions
+    )->list:          # parts (polygon, material), back to front
+    "A fuselage with two wings, a fin, six windows, a cockpit and an engine."
     t = r.uniform(.15, .21)
     return [(poly((-.15, 0), (-.5, -.75), (-.25, -.75), (.25, 0)), "trim"), (ellipse(0, 0, 1, t, 28), "body"),
-            (poly((-.95, 0), (-1.05, -.5), (-.8, -.5), (-.6, -.02)), "trim"), (poly((-.1, .03), (-.6, .7), (-.3, .72), (.35, .03)), "trim"),
+            (poly((-.95, 0), (-1.05, -.5), (-.8, -.5), (-.6, -.02)), "trim"),
+            (poly((-.1, .03), (-.6, .7), (-.3, .72), (.35, .03)), "trim"),
             *[(ellipse(x, -t*.3, .035, .04, 8), "glass") for x in np.linspace(-.4, .5, 6)],
             (poly((.72, -t*.5), (.95, -.02), (.7, -.02)), "glass"), (ellipse(-.1, .35, .13, .06, 10), "metal")]
 
 # %% ../nbs/03_scenes.ipynb #c4f874dc
-def bird(r):
+def bird(r:Generator # source of the proportions
+    )->list:         # parts (polygon, material), back to front
+    "Two legs, a tail, a head with beak and eye; the wing folded or raised."
     w, h, tail = r.uniform(.5, .62), r.uniform(.3, .42), r.uniform(-.2, .2)
     wing = (ellipse(-.1, 0, w*.65, h*.5, 18), "trim") if r.random() < .5 else (poly((.1, 0), (-.45, -.9), (-.5, .05)), "trim")
     return [(bar((-.05, h), (-.08, .8), .05), "beak"), (bar((.15, h), (.14, .8), .05), "beak"),
             (poly((-w+.1, -.05), (-1.05, -.1+tail), (-1, .2), (-w+.1, .18)), "trim"), (ellipse(0, .05, w, h, 24), "body"),
-            (ellipse(w*.8, -h*.95, .26, .25, 18), "body"), (poly((w*.8+.2, -h*.95-.08), (w*.8+.52, -h*.9), (w*.8+.2, -h*.95+.12)), "beak"),
+            (ellipse(w*.8, -h*.95, .26, .25, 18), "body"),
+            (poly((w*.8+.2, -h*.95-.08), (w*.8+.52, -h*.9), (w*.8+.2, -h*.95+.12)), "beak"),
             (ellipse(w*.8+.08, -h, .055, .055, 8), "dark"), wing]
 
-def cat(r):
+def cat(r:Generator # source of the proportions
+    )->list:        # parts (polygon, material), back to front
+    "A curled tail, four legs, a head with two ears, two eyes and a nose; often striped."
     a = np.linspace(0, 2.2, 10)
     tail = np.stack([-.6 - r.uniform(.35, .5)*np.sin(a), .35 - .3*a], 1)
     stripes = [(poly((x, -.12), (x+.09, -.14), (x+.05, .3)), "trim") for x in (-.4, -.15, .1)] if r.random() < .6 else []
-    return [(np.concatenate([tail, tail[::-1] + (.11, .03)]), "body"), *[(box(x-.07, .3, x+.07, .9), "body") for x in (-.5, -.3, .2, .4)],
+    return [(np.concatenate([tail, tail[::-1] + (.11, .03)]), "body"),
+            *[(box(x-.07, .3, x+.07, .9), "body") for x in (-.5, -.3, .2, .4)],
             (ellipse(-.05, .2, .68, .36, 24), "body"), *stripes, (poly((.32, -.45), (.36, -.88), (.58, -.6)), "body"),
             (poly((.68, -.6), (.9, -.88), (.95, -.4)), "body"), (ellipse(.63, -.3, .34, .32, 22), "body"),
-            (ellipse(.52, -.35, .06, .07, 8), "light"), (ellipse(.76, -.35, .06, .07, 8), "light"), (poly((.6, -.22), (.68, -.22), (.64, -.16)), "pink")]
+            (ellipse(.52, -.35, .06, .07, 8), "light"), (ellipse(.76, -.35, .06, .07, 8), "light"),
+            (poly((.6, -.22), (.68, -.22), (.64, -.16)), "pink")]
 
-def fish(r):
+def fish(r:Generator # source of the proportions
+    )->list:         # parts (polygon, material), back to front
+    "A forked tail, three fins and an eye; often striped."
     h = r.uniform(.36, .54)
     stripes = [(poly((x, -h*.8), (x+.12, -h*.85), (x+.12, h*.85), (x, h*.8)), "trim") for x in (-.25, .05)] if r.random() < .6 else []
     return [(poly((-.55, 0), (-1.05, -.42), (-.92, 0), (-1.05, .42)), "trim"), (poly((-.3, -h*.7), (-.1, -h*1.5), (.35, -h*.7)), "trim"),
             (poly((-.1, h*.7), (-.15, h*1.35), (.2, h*.75)), "trim"), (ellipse(.1, 0, .75, h, 26), "body"), *stripes,
-            (ellipse(.58, -h*.2, .09, .09, 10), "white"), (ellipse(.6, -h*.2, .045, .045, 8), "dark"), (poly((0, .05), (-.2, .2), (.12, .22)), "trim")]
+            (ellipse(.58, -h*.2, .09, .09, 10), "white"), (ellipse(.6, -h*.2, .045, .045, 8), "dark"),
+            (poly((0, .05), (-.2, .2), (.12, .22)), "trim")]
 
-def flower(r):
+# %% ../nbs/03_scenes.ipynb #51b87029
+def flower(r:Generator # source of the proportions
+    )->list:           # parts (polygon, material), back to front
+    "Five to eight petals around a heart, on a stem with two leaves."
     n, radius, turn, cy = r.integers(5, 9), r.uniform(.36, .46), r.uniform(0, 1), -.4
     a = turn + 2*pi*np.arange(n)/n
     petal = ellipse(0, 0, radius*.62, radius*.36*6/n + .03, 14)
     petals = [(petal @ np.array([[c, s], [-s, c]]) + (c*radius*.8, cy + s*radius*.8), "body") for c, s in zip(np.cos(a), np.sin(a))]
-    return [(bar((0, cy), (r.uniform(-.15, .15), 1), .1), "leaf"), (ellipse(.22, .5, .26, .11, 12), "leaf"), (ellipse(-.22, .65, .26, .11, 12), "leaf"),
-            *petals, (ellipse(0, cy, radius*.42, radius*.42, 16), "light" if r.random() < .7 else "brown")]
+    return [(bar((0, cy), (r.uniform(-.15, .15), 1), .1), "leaf"), (ellipse(.22, .5, .26, .11, 12), "leaf"),
+            (ellipse(-.22, .65, .26, .11, 12), "leaf"), *petals,
+            (ellipse(0, cy, radius*.42, radius*.42, 16), "light" if r.random() < .7 else "brown")]
 
-def cup(r):
+def cup(r:Generator # source of the proportions
+    )->list:        # parts (polygon, material), back to front
+    "A tapering cup of coffee with a handle, sometimes a band."
     w, h, foot, a = r.uniform(.45, .6), r.uniform(.5, .75), r.uniform(.6, .95), np.linspace(-1.4, 1.4, 14)
     ring = [np.stack([w*.9 + k*np.cos(a), k*np.sin(a)*h/.6], 1) for k in (.42, .26)]
     band = [(box(-w*.95, -.15, w*.95, .15), "trim")] if r.random() < .4 else []
     return [(np.concatenate([ring[0], ring[1][::-1]]), "body"), (poly((-w, -h), (w, -h), (w*foot, h), (-w*foot, h)), "body"),
             (ellipse(0, h, w*foot, .1, 16), "body"), (ellipse(0, -h, w, .14), "trim"), (ellipse(0, -h, w*.85, .1, 18), "coffee"), *band]
 
-def house(r):
+def house(r:Generator # source of the proportions
+    )->list:          # parts (polygon, material), back to front
+    "A chimney behind a gabled roof, a door, and a window on each side that has room for it."
     w, h, top, door = r.uniform(.65, .85), r.uniform(.6, .8), r.uniform(-.25, -.05), r.uniform(-.3, .3)
-    panes = [p for x in (-w*.65, w*.65) if abs(x - door) > .3 for p in ((box(x-.15, top+.15, x+.15, top+.42), "glass"), (bar((x, top+.15), (x, top+.42), .04), "white"))]
-    return [(box(w*.35, -.85, w*.6, -.2), "brick"), (box(-w, top, w, h), "body"), (poly((-w-.15, top), (r.uniform(-.2, .2), -.95), (w+.15, top)), "trim"),
-            (box(door-.14, h-.5, door+.14, h), "wood"), *panes]
+    panes = [p for x in (-w*.65, w*.65) if abs(x - door) > .3
+             for p in ((box(x-.15, top+.15, x+.15, top+.42), "glass"), (bar((x, top+.15), (x, top+.42), .04), "white"))]
+    return [(box(w*.35, -.85, w*.6, -.2), "brick"), (box(-w, top, w, h), "body"),
+            (poly((-w-.15, top), (r.uniform(-.2, .2), -.95), (w+.15, top)), "trim"), (box(door-.14, h-.5, door+.14, h), "wood"), *panes]
 
-def lamp(r):
+def lamp(r:Generator # source of the proportions
+    )->list:         # parts (polygon, material), back to front
+    "A shade with a rim on a stand, half of the time with its bulb showing."
     w, t, y = r.uniform(.55, .75), r.uniform(.25, .4), r.uniform(-.15, .05)
     bulb = [(ellipse(0, y+.03, .12, .1, 10), "light")] if r.random() < .5 else []
     return [(bar((0, y), (0, .85), r.uniform(.09, .16)), "metal"), (ellipse(0, .88, .42, .12, 18), "metal"),
             (poly((-t, -.95), (t, -.95), (w, y), (-w, y)), "body"), (poly((-w, y-.08), (w, y-.08), (w, y), (-w, y)), "trim"), *bulb]
 
-SHAPES = dict(plane=plane, bird=bird, boat=boat, bus=bus, car=car, cat=cat, cup=cup, fish=fish, flower=flower, house=house, lamp=lamp, train=train)
+# %% ../nbs/03_scenes.ipynb #1a200b99
+SHAPES = dict(plane=plane, bird=bird, boat=boat, bus=bus, car=car, cat=cat, cup=cup, fish=fish, flower=flower, house=house, lamp=lamp,
+              train=train)
 TILT = dict(plane=35, fish=30, bird=20, boat=12)  # standard deviation of the rotation in degrees; 6 for the rest
-HOME = dict(plane=["sky"], bird=["sky", "forest", "grass"], boat=["water"], bus=["road"], car=["road", "sand"], cat=["wall", "grass"], cup=["wall", "rock"],
-            fish=["water"], flower=["grass", "forest"], house=["grass", "snow"], lamp=["wall"], train=["rock", "snow", "forest"])  # usual grounds
+HOME = dict(plane=["sky"], bird=["sky", "forest", "grass"], boat=["water"], bus=["road"], car=["road", "sand"], cat=["wall", "grass"],
+            cup=["wall", "rock"], fish=["water"], flower=["grass", "forest"], house=["grass", "snow"], lamp=["wall"],
+            train=["rock", "snow", "forest"])  # usual grounds
 
 # %% ../nbs/03_scenes.ipynb #d995d276
-RGB = dict(red=(200, 45, 40), green=(60, 140, 60), blue=(50, 80, 190), yellow=(225, 195, 60), white=(232, 230, 225), black=(45, 45, 50), orange=(225, 125, 40),
-           brown=(125, 85, 55), pink=(225, 130, 160), grey=(140, 140, 145), purple=(125, 65, 150))
-MATERIALS = dict(glass=(120, 150, 175), tyre=(38, 38, 40), metal=(150, 150, 155), light=(240, 215, 110), dark=(50, 48, 50), wood=(130, 92, 58), beak=(230, 150, 50),
-                 white=(235, 235, 235), brick=(150, 80, 65), coffee=(85, 55, 35), leaf=(70, 130, 55), brown=(110, 75, 45), pink=(220, 130, 150))
-GROUNDS = dict(grass=(95, 140, 65), sky=(140, 185, 230), water=(55, 105, 150), sand=(215, 190, 140), road=(105, 105, 110), wall=(190, 170, 150), snow=(230, 235, 242),
-               forest=(50, 85, 50), rock=(130, 120, 110))
+RGB = dict(red=(200, 45, 40), green=(60, 140, 60), blue=(50, 80, 190), yellow=(225, 195, 60), white=(232, 230, 225), black=(45, 45, 50),
+           orange=(225, 125, 40), brown=(125, 85, 55), pink=(225, 130, 160), grey=(140, 140, 145), purple=(125, 65, 150))
+MATERIALS = dict(glass=(120, 150, 175), tyre=(38, 38, 40), metal=(150, 150, 155), light=(240, 215, 110), dark=(50, 48, 50),
+                 wood=(130, 92, 58), beak=(230, 150, 50), white=(235, 235, 235), brick=(150, 80, 65), coffee=(85, 55, 35),
+                 leaf=(70, 130, 55), brown=(110, 75, 45), pink=(220, 130, 150))
+GROUNDS = dict(grass=(95, 140, 65), sky=(140, 185, 230), water=(55, 105, 150), sand=(215, 190, 140), road=(105, 105, 110),
+               wall=(190, 170, 150), snow=(230, 235, 242), forest=(50, 85, 50), rock=(130, 120, 110))
 COLOURS = tuple(RGB)
 
 @lru_cache
-def noise_bank(n=24, side=256, seed=0)->np.ndarray: # (n, side, side), zero mean and unit variance each
+def noise_bank(n=24,     # pictures
+               side=256, # their height and width, pixels
+               seed=0    # the bank is the same in every process
+    )->np.ndarray:       # (n, side, side), zero mean and unit variance each
     "Fractal noise that all textures are cut from."
     r, bank = np.random.default_rng(seed), np.zeros((n, side, side), np.float32)
     for layer in bank:
@@ -163,32 +223,45 @@ def noise_bank(n=24, side=256, seed=0)->np.ndarray: # (n, side, side), zero mean
             layer += np.asarray(Image.fromarray(grid).resize((side, side), Image.BICUBIC)) * r.uniform(.3, 1) * .75**octave
     return (bank - bank.mean((1, 2), keepdims=True)) / bank.std((1, 2), keepdims=True)
 
-def noise(r, hw)->np.ndarray: # (h, w)
+def noise(r:Generator, # source of the place
+          hw           # (h, w) of the window, pixels, at most the bank's
+    )->np.ndarray:     # (h, w)
     "A random window of the bank, mirrored half of the time."
     bank, (h, w) = noise_bank(), hw
     y, x = r.integers(bank.shape[1] - h + 1), r.integers(bank.shape[2] - w + 1)
     window = bank[r.integers(len(bank)), y:y+h, x:x+w]
     return window[:, ::-1] if r.random() < .5 else window
 
-def bricks(x, y, f):
+def bricks(x,       # columns, (h, w), in units of 112 pixels
+           y,       # rows, (h, w), likewise
+           f        # bricks per unit across; twice as many rows
+    )->np.ndarray:  # (h, w), bool
     "True on the joints of a brick wall."
     row = np.floor(y*f*2)
     return (y*f*2 % 1 < .14) | ((x*f + .5*(row % 2)) % 1 < .07)
 
-def ground(name, r, hw)->np.ndarray: # (h, w, 3), grey levels
+def ground(name,        # one of `GROUNDS`
+           r:Generator, # source of colour and relief
+           hw           # (h, w), pixels
+    )->np.ndarray:      # (h, w, 3), grey levels, not yet clipped
     "A picture of one of the nine grounds."
     n, m, grain = noise(r, hw), noise(r, hw), r.standard_normal(hw)
     y, x = np.mgrid[:hw[0], :hw[1]] / 112
     walls = [lambda: -35.*bricks(x, y, r.uniform(6, 14)) + n*7, lambda: np.sign(np.sin(x*r.uniform(36, 84)))*12 + n*5, lambda: n*10]
     relief = dict(grass=lambda: n*14 + m*10*np.sin(x*r.uniform(75, 125) + n*2), sky=lambda: np.clip(n, 0, 3)*r.uniform(5, 35) + y*25,
-                  water=lambda: np.sin(y*r.uniform(50, 110) + n*r.uniform(1, 2.5))*14 + n*8, sand=lambda: n*8 + grain*6, road=lambda: n*6 + grain*9,
-                  snow=lambda: n*9, forest=lambda: n*26 + m*16, rock=lambda: np.abs(n)*34 - 25 + m*10, wall=walls[r.choice(3, p=[.4, .3, .3])])[name]()
-    colour = np.array(GROUNDS[name]) if name != "wall" else .4*np.array(GROUNDS[name]) + .36*np.array(RGB[r.choice(COLOURS)]) + 36
+                  water=lambda: np.sin(y*r.uniform(50, 110) + n*r.uniform(1, 2.5))*14 + n*8,
+                  sand=lambda: n*8 + grain*6, road=lambda: n*6 + grain*9, snow=lambda: n*9, forest=lambda: n*26 + m*16,
+                  rock=lambda: np.abs(n)*34 - 25 + m*10, wall=walls[r.choice(3, p=[.4, .3, .3])])[name]()
+    colour = np.array(GROUNDS[name])
+    if name == "wall": colour = .4*colour + .36*np.array(RGB[r.choice(COLOURS)]) + 36
     return (colour + r.normal(0, 14, 3) + relief[..., None]).astype(np.float32)
 
 # %% ../nbs/03_scenes.ipynb #6c31fdcb
-def coverage(corners, hw, over=4):
-    "Window (y0, y1, x0, x1) a polygon falls into, and the fraction of each of its pixels that is covered; None outside the picture."
+def coverage(corners, # (n, 2), x and y in pixels
+             hw,      # (h, w) of the picture, pixels
+             over=4   # samples per pixel and axis
+    )->tuple:         # (window as two slices, fractions in [0, 1] of the window's size); None outside the picture
+    "Window a polygon falls into, and the fraction of each of its pixels that is covered."
     x0, y0 = np.maximum(np.floor(corners.min(0)), 0).astype(int)
     x1, y1 = np.minimum(np.ceil(corners.max(0)) + 1, hw[::-1]).astype(int)
     if x1 <= x0 or y1 <= y0: return None
@@ -196,20 +269,30 @@ def coverage(corners, hw, over=4):
     ImageDraw.Draw(mask).polygon([tuple(p) for p in ((corners - (x0, y0))*over - .5).tolist()], fill=255)
     return (slice(y0, y1), slice(x0, x1)), np.asarray(mask.reduce(over), np.float32)/255
 
-def paint(img, lbl, corners, colour, texture, light, label):
-    "Paint one part into `img` (h, w, 3) and, unless `label` is None, `lbl` (h, w), in place."
+def paint(img,     # (h, w, 3) float, grey levels, changed in place
+          lbl,     # (h, w) uint8, changed in place
+          corners, # of the part, (n, 2), x and y in pixels
+          colour,  # (3,), grey levels
+          texture, # added to the colour, (h, w), grey levels
+          light,   # the sum is multiplied by it, (h, w)
+          label    # class id of the part; None: leave `lbl` as it is
+    )->None:
+    "Paint one part, where it lies inside the picture."
     if (found := coverage(corners, lbl.shape)) is None: return
     win, alpha = found
     img[win] += alpha[..., None] * ((colour + texture[win][..., None]) * light[win][..., None] - img[win])
     if label is not None: lbl[win][alpha > .5] = label
 
 # %% ../nbs/03_scenes.ipynb #ca24e281
-def rotation(degrees):
-    "Matrix for row vectors."
+def rotation(degrees # angle; positive turns clockwise on the screen, where y points down
+    )->np.ndarray:   # (2, 2)
+    "Matrix that turns row vectors."
     a = degrees*pi/180
     return np.array([[cos(a), sin(a)], [-sin(a), cos(a)]])
 
-def texture(r, hw)->np.ndarray: # (h, w), grey levels around 0
+def texture(r:Generator, # source of kind, scale and angle
+            hw           # (h, w), pixels
+    )->np.ndarray:       # (h, w), grey levels around 0
     "Surface of an object: cloudy, striped, chequered or rough."
     y, x = np.mgrid[:hw[0], :hw[1]] / 112
     kind, f, a, n = r.random(), r.uniform(40, 100), r.uniform(0, pi), noise(r, hw)
@@ -218,8 +301,13 @@ def texture(r, hw)->np.ndarray: # (h, w), grey levels around 0
     if kind < .85: return np.sign(np.sin(x*f)*np.sin(y*f))*r.uniform(5, 16) + n*4
     return n*r.uniform(10, 25)
 
-def place(parts, r, name, fill, hw):
-    "Turn, mirror and stretch an object's parts and set them on the canvas, as large as `fill` of what fits."
+def place(parts,       # (polygon, material) of an object, in its own box
+          r:Generator, # source of pose and position
+          name,        # class, for its tilt
+          fill,        # size as a fraction of the largest that fits
+          hw           # (h, w) of the canvas, pixels
+    )->tuple:          # (polygons in pixels, centre (x, y) in pixels, pixels per unit of the box)
+    "Turn, mirror and stretch an object's parts and set them on the canvas."
     shape = rotation(r.normal(0, TILT.get(name, 6))) @ np.diag([r.choice([-1, 1])*r.uniform(.9, 1.1), r.uniform(.9, 1.1)])
     turned = [p @ shape for p, _ in parts]
     lo, hi = np.min([p.min(0) for p in turned], 0), np.max([p.max(0) for p in turned], 0)
@@ -229,8 +317,14 @@ def place(parts, r, name, fill, hw):
     corner = r.uniform(-.12, 1.12, 2)*free - lo*scale              # a little over the edge, as in photographs
     return [p*scale + corner for p in turned], corner + (lo + hi)/2*scale, scale
 
-def draw_object(img, lbl, name, r, fill, others=()):
-    "Draw one object in place, away from the `others`; returns its centre, scale and body colour."
+def draw_object(img,         # (h, w, 3) float, grey levels, changed in place
+                lbl,         # (h, w) uint8 class ids, changed in place
+                name,        # class
+                r:Generator, # source of everything else
+                fill,        # size as a fraction of the largest that fits
+                others=()    # (centre, scale) of objects to keep away from; given up after eight tries
+    )->tuple:                # (centre (x, y) in pixels, pixels per unit of its box, name of the body's colour)
+    "Draw one object."
     hw, parts = lbl.shape, SHAPES[name](r)
     for _ in range(8):
         corners, centre, scale = place(parts, r, name, fill, hw)
@@ -246,8 +340,11 @@ def draw_object(img, lbl, name, r, fill, others=()):
     return centre, scale, body
 
 # %% ../nbs/03_scenes.ipynb #7f2acc00
-def backdrop(name, r, hw):
-    "One or two grounds for an object that likes `HOME[name]`; returns the picture (h, w, 3) and the grounds' names."
+def backdrop(name,        # class of the first object, which likes `HOME[name]`
+             r:Generator, # source of grounds and horizon
+             hw           # (h, w), pixels
+    )->tuple:             # (picture (h, w, 3) in grey levels, names of its grounds)
+    "One ground, or two that meet at a horizon."
     main = r.choice(HOME[name]) if r.random() < .65 else r.choice(list(GROUNDS))
     other = r.choice(list(GROUNDS))
     if r.random() > .6 or other == main: return ground(main, r, hw), [str(main)]
@@ -257,14 +354,21 @@ def backdrop(name, r, hw):
     above = np.mgrid[:hw[0], :hw[1]][0]/hw[0] < horizon
     return np.where(above[..., None], ground(top, r, hw), ground(bottom, r, hw)), [str(main), str(other)]
 
-def clutter(img, lbl, r, most=4):
-    "Up to `most` unlabelled things, in place."
+def clutter(img,         # (h, w, 3) float, grey levels, changed in place
+            lbl,         # (h, w) uint8; set back to 0 under the clutter
+            r:Generator, # source of number, shapes, colours and places
+            most=4       # largest number of things
+    )->None:
+    "Draw things that belong to no class."
     for _ in range(r.integers(0, most+1)):
-        p = [ellipse(0, 0, 1, r.uniform(.4, 1), 12)*r.uniform(.8, 1.2, (12, 1)), bar((-1.5, 0), (1.5, 0), r.uniform(.15, .4)), box(-1, -.6, 1, .6), poly((0, -1), (1, .8), (-1, .8))][r.integers(4)]
+        things = [ellipse(0, 0, 1, r.uniform(.4, 1), 12)*r.uniform(.8, 1.2, (12, 1)), bar((-1.5, 0), (1.5, 0), r.uniform(.15, .4)),
+                  box(-1, -.6, 1, .6), poly((0, -1), (1, .8), (-1, .8))]
+        p = things[r.integers(4)]
         colour = np.array(RGB[r.choice(COLOURS)])*.6 + 24 + r.normal(0, 15, 3)
         p = p @ rotation(r.uniform(-60, 60)) * r.uniform(3, 11) + r.uniform(0, lbl.shape[::-1])
         paint(img, lbl, p, colour, noise(r, lbl.shape)*8, np.ones(lbl.shape, np.float32), 0)
 
+# %% ../nbs/03_scenes.ipynb #35ce7022
 class Scene(NamedTuple):
     "A drawn picture and all that is known of it."
     img: np.ndarray      # (H, W, 3) uint8
@@ -276,7 +380,7 @@ COUNTS, FILL = (.66, .27, .07), ((.7, 1.1), (.55, .85), (.45, .66))  # probabili
 MIN_SHARE = .02  # every object keeps at least this share of the canvas visible
 
 def draw_scene(seed,       # any int or tuple of ints
-               size=None,  # (H, W) pixels; drawn from 128-176 if None
+               size=None   # (H, W) pixels; drawn from 128-176 if None
     )->Scene:
     "Draw one scene; the same seed gives the same scene."
     r = np.random.default_rng(seed)
@@ -296,19 +400,25 @@ def draw_scene(seed,       # any int or tuple of ints
 STREAMS = dict(pretrain=1, train=2, dev=3, val=4, test=5)  # seeds are (stream, seed, index)
 DRAWING = 1  # revision of the drawings; a cached folder of another revision is drawn anew
 
-def draw_split(split,      # name of a stream: pretrain | train | dev | val | test
-               index,      # number of the picture in its split
-               seed=0,     # of the whole data set
-               size=None)->Scene:
+def draw_split(split,    # name of a stream: pretrain | train | dev | val | test
+               index,    # number of the picture in its split
+               seed=0,   # of the whole data set
+               size=None # (H, W) pixels; as in `draw_scene`
+    )->Scene:
     "Picture `index` of a split."
     if split not in STREAMS: raise ValueError(f"split: expected one of {tuple(STREAMS)}, got {split!r}")
     return draw_scene((STREAMS[split], seed, index), size)
 
-def scene_tags(scene:Scene)->list: # names in class order
+def scene_tags(scene:Scene # with its labels
+    )->list:               # names in class order
     "Image-level tags: the classes with at least one visible pixel."
     return [SCENES.classes[i-1] for i in np.unique(scene.lbl) if i]
 
-def save_scene(root:Path, split, index, seed=0)->tuple: # (ID, tags)
+def save_scene(root:Path, # folder in VOC layout
+               split,     # as in `draw_split`
+               index,     # number of the picture
+               seed=0     # of the whole data set
+    )->tuple:             # (ID, tags)
     "Draw and write one picture with its palette mask."
     scene, name = draw_split(split, index, seed), f"{split}_{index:05d}"
     Image.fromarray(scene.img).save(root/"JPEGImages"/f"{name}.jpg", quality=92)
@@ -316,16 +426,25 @@ def save_scene(root:Path, split, index, seed=0)->tuple: # (ID, tags)
     mask.save(root/"SegmentationClassAug"/f"{name}.png")
     return name, scene_tags(scene)
 
-def parallel_map(f, *args, workers=None, chunksize=1):
-    "`map(f, *args)`, in order, over fresh processes (one per core if `workers` is None; in this process if 1)."
+def parallel_map(f,            # function that can be pickled
+                 *args,        # iterables, as for `map`
+                 workers=None, # processes; None: one per core, 1: this process
+                 chunksize=1   # calls that are sent to a process at a time
+    ):                         # iterator over the results
+    "`map(f, *args)`, in order, over fresh processes."
     workers = workers or os.cpu_count()
     if workers == 1: yield from map(f, *args); return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool: yield from pool.map(f, *args, chunksize=chunksize)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(f, *args, chunksize=chunksize)
 
-def write_scenes(root,                   # folder to make
-                 train=600, val=500, dev=0, test=0, # pictures per split
-                 seed=0, workers=None,   # processes; None: one per core
-    )->Path:                             # the folder
+def write_scenes(root,        # folder to make
+                 train=600,   # pictures to train on
+                 val=500,     # pictures to score
+                 dev=0,       # pictures to choose settings by
+                 test=0,      # pictures to keep for the end
+                 seed=0,      # of the whole data set
+                 workers=None # processes; None: one per core
+    )->Path:                  # the folder
     "Write the built-in data as a VOC2012 folder; does nothing if it is there already."
     root, counts = Path(root), dict(train=train, val=val, dev=dev, test=test)
     stamp = dict(drawing=DRAWING, seed=seed, **counts)

@@ -28,18 +28,26 @@ def learning_rate(i:int,     # iteration, from 0
     return cfg.lr * (1 - i/cfg.iters)**cfg.power
 
 # %% ../nbs/14_train.ipynb #2ab3a827
-def optimiser(model:WeCLIP, cfg:Config)->torch.optim.AdamW:
+def optimiser(model:WeCLIP, # its decoder is what learns
+              cfg:Config    # lr, wd
+    )->torch.optim.AdamW:
     "AdamW on the decoder, weight decay on every parameter as released."
     return torch.optim.AdamW(model.decoder.parameters(), lr=cfg.lr, weight_decay=cfg.wd)
 
-def weak_loss(model:WeCLIP, batch, dynamic:bool)->tuple: # (Losses, Output)
+def weak_loss(model:WeCLIP, # in training mode
+              batch,        # `Batch` on the model's device; img, tags and valid are read
+              dynamic:bool  # after the switch: A_f takes part in the refinement
+    )->tuple:               # (Losses, Output)
     "Loss of a batch whose only labels are tags, Eq. (10)."
     out = model(batch.img, batch.tags, dynamic, valid=batch.valid)
     return model.loss(out), out
 
-def train_step(model:WeCLIP, opt, batch,  # `Batch` on the model's device
-               i:int,                     # iteration, from 0
-               loss=weak_loss)->tuple:    # (Losses, Output)
+def train_step(model:WeCLIP,  # in training mode, changed in place
+               opt,           # of `optimiser`
+               batch,         # `Batch` on the model's device
+               i:int,         # iteration, from 0
+               loss=weak_loss # (model, batch, dynamic) -> (Losses, Output)
+    )->tuple:                 # (Losses, Output)
     "One step of AdamW at iteration `i`."
     torch.manual_seed(model.cfg.seed*1_000_003 + i)
     for g in opt.param_groups: g["lr"] = learning_rate(i, model.cfg)
@@ -50,26 +58,42 @@ def train_step(model:WeCLIP, opt, batch,  # `Batch` on the model's device
     return losses, out
 
 # %% ../nbs/14_train.ipynb #daeaf290
-def save_checkpoint(path, model:WeCLIP, opt, i:int, history:list)->None:
-    "Everything a run needs to go on after iteration `i`, all or nothing."
+def save_checkpoint(path,         # file to write
+                    model:WeCLIP, # its decoder and settings are stored
+                    opt,          # of `optimiser`
+                    i:int,        # iterations done
+                    history:list  # rows of `train`
+    )->None:
+    "Everything a run needs to go on after `i` iterations, all or nothing."
     path = Path(path); part = path.with_name(path.name + ".part")
     torch.save(dict(about=describe(model, "run"), i=i, decoder=model.decoder.state_dict(), opt=opt.state_dict(), history=history), part)
     os.replace(part, path)
 
-def load_checkpoint(path, model:WeCLIP, opt)->tuple: # (iterations done, history)
+def load_checkpoint(path,         # file of `save_checkpoint`
+                    model:WeCLIP, # changed in place
+                    opt           # of `optimiser`, changed in place
+    )->tuple:                     # (iterations done, history)
     "Restore a run in place; refuses another configuration, backbone or a damaged file."
     try: state = torch.load(path, map_location=next(model.decoder.parameters()).device, weights_only=True)
-    except Exception as e: raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); delete it to start again") from e
+    except Exception as e:
+        raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
+                         "delete it to start again") from e
     was, now = state["about"], describe(model, "run")
     if odd := [f"{k} was {was['config'].get(k)!r}, now {v!r}" for k, v in now["config"].items() if was["config"].get(k) != v]:
-        raise ValueError(f"{path}: expected the settings of the stopped run, but {'; '.join(odd)}; continue with those or choose another folder")
-    if was["fingerprint"] != now["fingerprint"]: raise ValueError(f"{path}: expected the backbone {was['fingerprint']}, got {now['fingerprint']}")
+        raise ValueError(f"{path}: expected the settings of the stopped run, but {'; '.join(odd)}; "
+                         "continue with those or choose another folder")
+    if was["fingerprint"] != now["fingerprint"]:
+        raise ValueError(f"{path}: expected the backbone {was['fingerprint']}, got {now['fingerprint']}")
     load_decoder(model, state["decoder"], path)
     opt.load_state_dict(state["opt"])
     return state["i"], state["history"]
 
 # %% ../nbs/14_train.ipynb #95185ab2
-def example_pictures(out, batch, norm:str, n=2)->dict: # name -> (3, H, W) uint8 tensors for TensorBoard
+def example_pictures(out,      # `Output` of the batch
+                     batch,    # `Batch`
+                     norm:str, # normalisation of its pictures, a key of `NORMS`
+                     n=2       # pairs to show at most
+    )->dict:                   # name -> (3, H, 5W) uint8 tensor, for TensorBoard
     "Picture, CAMs, pseudo label and prediction of the first pairs of a batch."
     sheets = {}
     for p in range(min(n, len(out.cam) if out.cam is not None else 0)):
@@ -79,30 +103,37 @@ def example_pictures(out, batch, norm:str, n=2)->dict: # name -> (3, H, W) uint8
         sheets[f"picture_cam_refined_pseudo_prediction/{p}"] = torch.cat([torch.as_tensor(x).permute(2, 0, 1) for x in row], 2)
     return sheets
 
-def to_device(batch, device):
+def to_device(batch, # `Batch`
+              device # where to
+    )->tuple:        # `Batch`
     "The batch's tensors on `device`."
     return batch._replace(**{k: v.to(device, non_blocking=True) for k, v in batch._asdict().items() if isinstance(v, Tensor)})
 
-def train(model:WeCLIP, data:SegData,
+def train(model:WeCLIP,         # its decoder is changed in place
+          data:SegData,         # pictures with what `loss` needs
           out,                  # folder of the run: checkpoint, TensorBoard files
           resume:bool=False,    # continue a checkpoint in `out`
           loss=weak_loss,       # (model, batch, dynamic) -> (Losses, Output)
           workers:int=0,        # loading processes
           every:int=500,        # iterations between checkpoints
-          log_every:int=10, picture_every:int=500, # iterations between records
+          log_every:int=10,     # iterations between records of the losses
+          picture_every:int=500, # iterations between pictures
           on_step=None,         # called with (i, Output) after every step
           stop:int=None,        # leave after this many iterations, as if interrupted
-          progress:bool=True,
+          progress:bool=True,   # show a bar
     )->list:                    # history: (iteration, total, seg, aff, learning rate) every `log_every`
     "Train the decoder for `model.cfg.iters` iterations, §4.2."
     cfg, out, device = model.cfg, Path(out), next(model.decoder.parameters()).device
     out.mkdir(parents=True, exist_ok=True)
     opt, ckpt, start, history = optimiser(model, cfg), out/"checkpoint.pt", 0, []
     if ckpt.exists():
-        if not resume: raise ValueError(f"{ckpt}: expected an empty folder, found a stopped run; continue it with resume (--resume), or choose another folder")
+        if not resume:
+            raise ValueError(f"{ckpt}: expected an empty folder, found a stopped run; continue it with resume (--resume), "
+                             "or choose another folder")
         start, history = load_checkpoint(ckpt, model, opt)
     board, i, last = SummaryWriter(out/"tensorboard", purge_step=start), start, min(cfg.iters, stop or cfg.iters)
-    feed, bar = batches(data, cfg.bs, cfg.seed, start, workers), tqdm(total=cfg.iters, initial=start, unit="it", desc="train", disable=not progress)
+    feed = batches(data, cfg.bs, cfg.seed, start, workers)
+    bar = tqdm(total=cfg.iters, initial=start, unit="it", desc="train", disable=not progress)
     model.train()
     try:
         while i < last:
@@ -122,7 +153,7 @@ def train(model:WeCLIP, data:SegData,
 def _record(board, bar, history, i, losses:Losses, cfg):
     total, seg, aff = torch.stack([x.detach() for x in losses]).tolist()  # one transfer
     if total != total: raise FloatingPointError(f"iteration {i}: the loss is not a number; lower lr ({cfg.lr})")
-    rate = bar.format_dict["rate"]
-    bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}" + (f", {rate*cfg.bs:.1f} img/s" if rate else ""), refresh=False)
+    rate = bar.format_dict["rate"]; speed = f", {rate*cfg.bs:.1f} img/s" if rate else ""
+    bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}{speed}", refresh=False)
     for name, v in dict(loss=total, seg=seg, aff=aff, lr=learning_rate(i, cfg)).items(): board.add_scalar(name, v, i)
     history.append([i, total, seg, aff, learning_rate(i, cfg)])
