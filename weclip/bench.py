@@ -30,7 +30,7 @@ QUICK = dict(n_feats=3, d=16, layers=1, heads=2, par_iters=2, long_side=64)
 
 def inputs(quick:bool=False, # a tiny encoder instead of ViT-B/16
            size:int=320,     # side of the training pictures, pixels
-           device="cpu"
+           device="cpu"      # where to compute
     )->tuple:                # model, training batch, picture to predict (375, 500, 3) uint8
     "Random weights and pixels under the released VOC settings."
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def stages(model:WeCLIP, batch)->dict: # name -> function without arguments
             "iteration": lambda: train_step(model, opt, batch, c.switch)}
 
 # %% ../nbs/18_bench.ipynb #4af7a47d
-def prediction(model:WeCLIP,
+def prediction(model:WeCLIP,    # of `inputs`
                image:np.ndarray # (H, W, 3) uint8
     )->dict:                    # name -> function without arguments
     "A prediction without CRF, and the encoder forwards in it."
@@ -88,7 +88,10 @@ def measure(fs:dict,       # name -> function without arguments
 TARGETS = {"iteration": 2.5, "prediction": 1.5}
 AUTHORS = {"iteration": 5.8, "prediction": 7.8, "encoder": 1., "GradCAM": .47, "RFM": .02, "PAR": 3.93, "decoder": .33, "optimiser": .01}
 
-def bench(device="cpu", threads:int=0, repeats:int=7, size:int=320,
+def bench(device="cpu",     # where to compute
+          threads:int=0,    # 0: as many as PyTorch uses
+          repeats:int=7,    # rounds
+          size:int=320,     # side of the training pictures, pixels
           out=None,         # JSON file to write
           quick:bool=False, # a tiny encoder, to see that everything runs
     )->list:                # a dict per stage, those with a target first; the last one is the setup

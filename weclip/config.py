@@ -99,7 +99,8 @@ def preset(profile:str="voc",       # data set: voc | coco | scenes
     return Config(**{**PROFILES[profile], **RECIPES[recipe], **overrides})
 
 # %% ../nbs/00_config.ipynb #7d593dd1
-def to_dict(cfg:Config)->dict:
+def to_dict(cfg:Config # any settings
+    )->dict:           # field -> value, tuples as lists
     "Settings as plain JSON types."
     return json.loads(json.dumps(asdict(cfg)))
 
@@ -108,6 +109,7 @@ def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     "Settings back from JSON; lists become tuples again."
     return preset("voc", **{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
 
-def run_name(cfg:Config)->str:
+def run_name(cfg:Config # any settings
+    )->str:
     "Ten hexadecimal digits that name the training of `cfg`."
     return hashlib.sha256(json.dumps(to_dict(cfg), sort_keys=True).encode()).hexdigest()[:10]

@@ -28,7 +28,7 @@ def label_maps(model:WeCLIP, out:Output, # forward with tags of these pictures
     return {"initial": labels(out.cam, 0), "initial+PAR": labels(out.cam, c.par_iters), "refined": labels(out.cam_ref, 0), "pseudo": labels(out.cam_ref, c.par_iters)}
 
 @torch.no_grad()
-def preview(model:WeCLIP,
+def preview(model:WeCLIP,       # trained or not
             image,              # picture, (H, W, 3) uint8
             tags:list,          # its 0-based classes
             dynamic:bool=False, # let the decoder's affinity take part
@@ -39,10 +39,10 @@ def preview(model:WeCLIP,
     maps = label_maps(model, out, img, image.shape[:2])
     return out, {k: v[0] for k, v in maps.items()}
 
-def score_stages(model:WeCLIP,
+def score_stages(model:WeCLIP,         # trained or not
                  data:SegData,         # with tags and masks
                  dynamic:bool=False,   # let the decoder's affinity take part
-                 progress:bool=True,
+                 progress:bool=True,   # show a bar
     )->dict:                           # stage -> scores, as `metrics.scores`
     "mIoU of the pseudo labels, stage by stage, against the masks."
     if data.masks is None: raise ValueError("data: expected a set with masks, open it with `with_masks=True`")

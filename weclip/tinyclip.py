@@ -29,7 +29,8 @@ GLUE = "a an picture photo drawing of and on".split()
 WORDS = tuple(dict.fromkeys([*GLUE, *SCENES.classes, *GROUNDS, *COLOURS]))
 CONTEXT = 20  # tokens per caption
 
-def merges(words)->list: # "ca r</w>", most important first
+def merges(words # to be one token each
+    )->list:     # "ca r</w>", most important first
     "Byte-pair merges that build each word from its left end."
     pairs = []
     for w in words:
@@ -53,13 +54,16 @@ def tiny_config()->dict:
                 vision_cfg=dict(image_size=112, layers=12, width=128, head_width=64, patch_size=8),
                 text_cfg=dict(context_length=CONTEXT, vocab_size=tiny_tokenizer().vocab_size, width=128, heads=2, layers=3))
 
-def sincos(g, d)->Tensor: # (1 + g*g, d)
+def sincos(g, # side of the token grid
+           d  # width, a multiple of 4
+    )->Tensor: # (1 + g*g, d)
     "Sine-cosine position embedding to start from, a zero row for the class token."
     f = 1e4**(-torch.arange(d//4)/(d//4))
     y, x = (torch.arange(g*g)//g)[:, None]*f, (torch.arange(g*g)%g)[:, None]*f
     return F.pad(torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1), (0, 0, 1, 0))
 
-def new_tiny(seed=0)->open_clip.CLIP:
+def new_tiny(seed=0 # of the initial weights
+    )->open_clip.CLIP:
     "An untrained tiny CLIP."
     torch.manual_seed(seed)
     model = open_clip.CLIP(**tiny_config())
@@ -77,7 +81,8 @@ def is_true(claims:Tensor, # of each caption, (m, N_FACTS), 0 or 1
     "Which captions are true of which pictures."
     return (1 - facts) @ claims.T == 0
 
-def scene_facts(scene)->np.ndarray: # (N_FACTS,) uint8
+def scene_facts(scene # `Scene`
+    )->np.ndarray:    # (N_FACTS,) uint8
     "Facts of a drawn scene."
     f = np.zeros(N_FACTS, np.uint8)
     for name, colour in scene.objects:
@@ -118,7 +123,11 @@ def _draw_many(start, stop, seed):
     scenes = [draw_split("pretrain", i, seed, (SIDE, SIDE)) for i in range(start, stop)]
     return np.stack([s.img for s in scenes]), np.stack([s.lbl for s in scenes]), np.stack([scene_facts(s) for s in scenes])
 
-def pretraining_set(folder, n=32_000, seed=0, workers=None)->dict: # img (n, 144, 144, 3), lbl (n, 144, 144), facts (n, N_FACTS): uint8, memory-mapped
+def pretraining_set(folder,       # where the arrays are kept
+                    n=40_000,     # pictures
+                    seed=0,       # of the drawings
+                    workers=None, # drawing processes; None: one per core
+    )->dict:                      # img (n, 144, 144, 3), lbl (n, 144, 144), facts (n, N_FACTS): uint8, memory-mapped
     "Draw, or find already drawn, the pictures the tiny CLIP learns from."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     shapes, starts = dict(img=(n, SIDE, SIDE, 3), lbl=(n, SIDE, SIDE), facts=(n, N_FACTS)), range(0, n, 100)
@@ -133,7 +142,10 @@ def pretraining_set(folder, n=32_000, seed=0, workers=None)->dict: # img (n, 144
 
 def random_squares(img:Tensor,  # (B, 3, S, S) float
                    lbl:Tensor,  # (B, 1, S, S) float class ids
-                   side, gen, min_area=1/3):
+                   side,        # of the result, pixels
+                   gen,         # torch generator of the draws
+                   min_area=1/3 # of the square, as a share of the picture
+    )->tuple:
     "A random square of each picture, mirrored half of the time, resized to `side`: pictures (B, 3, side, side), ids (B, side, side)."
     b = len(img)
     zoom = torch.empty(b).uniform_(min_area**.5, 1, generator=gen)
@@ -146,7 +158,8 @@ def random_squares(img:Tensor,  # (B, 3, S, S) float
 
 def visible(facts:Tensor, # (B, N_FACTS)
             lbl:Tensor,   # (B, h, w) class ids of the crop
-            min_share=.015)->Tensor:
+            min_share=.015  # of the crop
+    )->Tensor:              # (B, N_FACTS)
     "Facts that hold for the crop: classes that fill less than `min_share` of it are gone, with their colours."
     share = F.one_hot(lbl.flatten(1), N_C + 1).float().mean(1)[:, 1:]
     keep = torch.cat([share, share.repeat_interleave(N_K, 1), torch.ones(len(lbl), len(GROUNDS))], 1) >= min_share
@@ -164,14 +177,22 @@ def contrastive(s:Tensor, # similarities times the logit scale, (n, m)
 # %% ../nbs/06_tinyclip.ipynb #c390bff6
 NORM = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
 
-def optimisers(model, lr_matrices=2e-3, lr_rest=1e-3)->list:
+def optimisers(model,            # open_clip CLIP
+               lr_matrices=2e-3, # peak learning rate of Muon
+               lr_rest=1e-3      # and of AdamW
+    )->list:
     "Muon for the matrices inside the blocks, AdamW for embeddings, norms, biases and projections."
     if not hasattr(torch.optim, "Muon"): raise ImportError(f"training the tiny CLIP needs torch.optim.Muon (torch >= 2.9), got torch {torch.__version__}")
     inner = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if not ("resblocks" in n and p.ndim == 2)]
     return [torch.optim.Muon(inner, lr=lr_matrices, weight_decay=.05), torch.optim.AdamW(rest, lr=lr_rest, betas=(.9, .98), weight_decay=.01)]
 
-def batch(data, step, bs, side, seed, n_captions=3):
+def batch(data,        # arrays of `pretraining_set`
+          step, bs,    # number and size of the batch
+          side,        # of the crops, pixels
+          seed,        # of the run
+          n_captions=3 # per picture
+    )->tuple:
     "Examples of one step: pictures (bs, 3, side, side), tokens (bs*n, 20), truth (bs, bs*n); a pure function of seed and step."
     r, gen = np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed*1_000_003 + step)
     idx = np.sort(r.choice(len(data["img"]), bs, replace=False))
@@ -185,7 +206,8 @@ def schedule(i,       # step
              steps,   # length of the run
              horizon, # steps of the cosine
              cool,    # step at which the cool-down begins
-             warmup=200)->float: # in [0, 1]
+             warmup=200 # steps
+    )->float:           # in [0, 1]
     "Learning rate as a share of its peak: warm-up, cosine, linear cool-down to zero at the end."
     return min(1, (i + 1)/warmup) * (.5 + .5*math.cos(math.pi*min(1, i/horizon))) * min(1, max(0, (steps - i)/(steps - cool)))
 
@@ -194,9 +216,14 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
                horizon=260_000,    # of the learning rate's cosine, in samples
                cool=96_000,        # samples after which it is cooled down
                n_pictures=40_000,  # distinct pictures
-               bs=128, seed=0, full_share=.04, # share of the samples that sees all patches, at the end
-               device="cpu", bf16=False, every=100, # steps between checkpoints
-               workers=None)->open_clip.CLIP:
+               bs=128,             # pictures per step
+               seed=0,             # of weights, pictures, crops and captions
+               full_share=.04,     # share of the samples that sees all patches, at the end
+               device="cpu",       # where to compute
+               bf16=False,         # autocast the forward
+               every=100,          # steps between checkpoints
+               workers=None,       # drawing processes; None: one per core
+    )->open_clip.CLIP:             # in evaluation mode
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder, steps = Path(folder), samples//bs
     data, model = pretraining_set(folder/"pictures", n_pictures, seed, workers), new_tiny(seed).to(device)
@@ -238,8 +265,10 @@ def average_precision(scores:Tensor, # higher is more likely, (n, C)
     return (precision*t).sum(0) / t.sum(0)
 
 @torch.no_grad()
-def zero_shot(model:open_clip.CLIP, imgs, # iterable of (H, W, 3) uint8
-              classes=SCENES)->Tensor:    # (n, C-1) cosines
+def zero_shot(model:open_clip.CLIP, # of this page's size and tokenizer
+              imgs,                 # iterable of (H, W, 3) uint8
+              classes=SCENES,       # what to ask for
+    )->Tensor:                      # (n, C-1) cosines
     "Similarity of whole pictures, resized to the model's square, with the classes' prompts."
     side = model.visual.image_size[0]
     x = torch.cat([F.interpolate(torch.tensor(i).permute(2, 0, 1)[None]/255, (side, side), mode="bilinear", antialias=True) for i in imgs])
@@ -249,7 +278,9 @@ def zero_shot(model:open_clip.CLIP, imgs, # iterable of (H, W, 3) uint8
 # %% ../nbs/06_tinyclip.ipynb #4621736f
 ASSETS = files("weclip")/"assets"  # what the package ships beside its code
 
-def save_tiny(model:open_clip.CLIP, folder=ASSETS)->None:
+def save_tiny(model:open_clip.CLIP, # trained
+              folder=ASSETS         # to write into
+    )->None:
     "Write config and fp16 weights as open_clip loads them."
     folder = Path(str(folder)); folder.mkdir(parents=True, exist_ok=True)
     (folder/"weclip-tiny.json").write_text(json.dumps(tiny_config(), indent=1) + "\n")
