@@ -59,7 +59,7 @@ def stages(model:WeCLIP, batch)->dict: # name -> function without arguments
     return {"encoder": lambda: clip.encode(img),
             "encoder + attention": lambda: clip.encode(img, n_attn=n_attn),
             "GradCAM": lambda: gradcam(clip, last, out.grid, model.text_fg, model.text_bg, out.img_idx, out.tag_idx, c.pool, most),
-            "RFM": lambda: model.refine(out.cams, out.attn, out.aff, out.img_idx, True, most),
+            "RFM": lambda: model.refine(out.cam, out.attn, out.aff, out.img_idx, True, most),
             "PAR": lambda: pseudo_labels(out.cam_ref, img, out.img_idx, out.tag_idx, tuple(img.shape[-2:]), c.par_scale, c.par_iters, c.par_dilations, most),
             "decoder": decoder, "losses": losses, "optimiser": opt.step,
             "iteration": lambda: train_step(model, opt, batch, c.switch)}

@@ -194,7 +194,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
 
     s = command("demo", cmd_demo, "runs/demo"); settings(s); backbone(s, "tiny"); running(s)
     s.add_argument("--data", help="a VOC2012 folder instead of the built-in scenes"); splits(s, "train", "val", data=False)
-    s.add_argument("--train", type=int, default=600, help="scenes to train on (%(default)s)")
+    s.add_argument("--train", type=int, default=6400, help="scenes to train on (%(default)s)")
     s.add_argument("--val", type=int, default=200, help="scenes to score (%(default)s)")
     s.add_argument("--resume", action="store_true", help="continue a stopped run")
     s = command("train", cmd_train, ""); settings(s); backbone(s); splits(s, "train"); running(s)
@@ -205,10 +205,10 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--checkpoint", help="a trained model: its affinity takes part in the refinement")
     s.add_argument("--stages", action="store_true", help=f"also the stages before: {', '.join(STAGES)}, a folder each")
     s = command("scenes", cmd_scenes, "")
-    for split, n in dict(train=600, val=500, dev=0, test=0).items():
+    for split, n in dict(train=6400, val=500, dev=0, test=0).items():
         s.add_argument(f"--{split}", type=int, default=n, help="pictures (%(default)s)")
     s = command("tinyclip", cmd_tinyclip, "")
-    s.add_argument("--samples", type=int, default=260_000); s.add_argument("--pictures", type=int, default=40_000)
+    s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
     s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
     s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)

@@ -49,6 +49,7 @@ class Config:
     crop: int = 320               # pixels, §4.2
     scale: tuple = (0.5, 2.0)     # random rescaling before the crop. P: unstated
     flip: bool = True             # random horizontal flip
+    views: int = 0                # fixed crops per picture, visited in turn, whose frozen features can be kept; 0: a new crop at every visit
     pad_ignore: bool = False      # leave the padding of small pictures out of the losses. Released: padding is supervised
     bs: int = 4                   # images per step, §4.2; COCO 8
     iters: int = 30_000           # §4.2; COCO 80,000
@@ -84,7 +85,7 @@ RECIPES = dict(released={}, paper=PAPER, mended=MENDED)
 PROFILES = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, bs=8, iters=80_000),
-    scenes=dict(classes="scenes", norm="clip", pool="cls", d=128, crop=112, par_scale=0.5, bs=8, scale=(0.75, 1.5), iters=500, switch=150, long_side=176,
+    scenes=dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, crop=112, views=1, par_scale=0.5, bs=16, scale=(0.75, 1.5), iters=1000, switch=300, long_side=176,
                 par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5))
 
 def preset(profile:str="voc",       # data set: voc | coco | scenes

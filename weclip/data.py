@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'NORMS', 'TAG_SOURCES', 'read_image', 'preprocess', 'save_mask', 'read_mask', 'crop_pad', 'Crop',
-           'random_crop', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch', 'collate', 'Stream',
-           'batches']
+           'random_crop', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch', 'collate', 'view_key',
+           'Stream', 'batches']
 
 # %% ../nbs/04_data.ipynb #8ecae6a5
 from collections import Counter
@@ -296,6 +296,7 @@ class Sample(NamedTuple):
     tags: list    # ascending 0-based class ids of the whole picture
     mask: Tensor  # (H, W), uint8; None if masks were not asked for
     box: tuple    # (y0, y1, x0, x1) of the picture pixels
+    key: tuple = None # seed of the crop
 
 class SegData(Dataset):
     "Pictures with tags, whole or as random crops; masks are opened only if given."
@@ -327,7 +328,7 @@ class SegData(Dataset):
         box = (0, img.shape[0], 0, img.shape[1])
         if self.crop: img, mask, box = random_crop(img, self.crop, self.scale, self.flip, np.random.default_rng(key), mask)
         x = preprocess(img, self.norm) if self.norm else torch.tensor(img).movedim(-1, 0)  # (3, H, W)
-        return Sample(self.ids[i], x, self.tags.get(self.ids[i], []), None if mask is None else torch.tensor(mask), box)
+        return Sample(self.ids[i], x, self.tags.get(self.ids[i], []), None if mask is None else torch.tensor(mask), box, key)
 
 # %% ../nbs/04_data.ipynb #0cf9e067
 def open_data(root,             # VOC2012, VOCdevkit or the folder above
@@ -365,34 +366,44 @@ class Batch(NamedTuple):
     tags: list    # B lists of ascending 0-based class ids
     lbl: Tensor   # (B, H, W), long, 0 background, 255 ignored; None without masks
     valid: Tensor # (B, H, W), bool: picture, not padding
+    keys: list = None # seeds of the crops
+    frozen: tuple = None # what the encoder made of the pictures, if that is known already
 
 def collate(samples:list # of `Sample`, of one size
     )->Batch:
     "Stack samples."
-    ids, imgs, tags, masks, boxes = zip(*samples)
+    ids, imgs, tags, masks, boxes, keys = zip(*samples)
     if len({x.shape for x in imgs}) > 1:
         raise ValueError(f"batch: expected pictures of one size, got {[tuple(x.shape[1:]) for x in imgs]}; set crop, or take one picture at a time")
     y0, y1, x0, x1 = torch.tensor(boxes).T[..., None]  # (B, 1) each
     y, x = map(torch.arange, imgs[0].shape[1:])
     valid = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None]  # (B, H, W)
-    return Batch(list(ids), torch.stack(imgs), list(tags), None if masks[0] is None else torch.stack(masks).long(), valid)
+    return Batch(list(ids), torch.stack(imgs), list(tags), None if masks[0] is None else torch.stack(masks).long(), valid, list(keys))
 
 # %% ../nbs/04_data.ipynb #3b678ac9
 @lru_cache(maxsize=2)
 def _order(n, seed, epoch): return np.random.default_rng((seed, 0, epoch)).permutation(n)
+
+def view_key(i, # index of the picture
+             v  # number of its crop
+    )->tuple:   # seed of a crop that does not depend on the run
+    "Key of a fixed crop."
+    return 0, 2, i, v
 
 class Stream(Sampler):
     "Endless batches of (index, crop key); a pure function of seed and iteration."
     def __init__(self, n,          # pictures in the set
                  bs,               # pictures per iteration, over all processes
                  seed=0, start=0,  # first iteration, counted from 0
-                 rank=0, world=1): # this process and their number
+                 rank=0, world=1,  # this process and their number
+                 views=0):         # fixed crops per picture, one per epoch in turn; 0: a new crop at every visit
         if n < 1 or bs < 1 or bs % world: raise ValueError(f"expected n >= 1 and bs a multiple of world, got n={n}, bs={bs}, world={world}")
-        self.n, self.bs, self.seed, self.start, self.rank, self.world = n, bs, seed, start, rank, world
+        self.n, self.bs, self.seed, self.start, self.rank, self.world, self.views = n, bs, seed, start, rank, world, views
 
     def at(self, p):
         "Index and key at position p."
-        return int(_order(self.n, self.seed, p//self.n)[p % self.n]), (self.seed, 1, p)
+        i = int(_order(self.n, self.seed, p//self.n)[p % self.n])
+        return i, view_key(i, p//self.n % self.views) if self.views else (self.seed, 1, p)
 
     def __iter__(self):
         for i in count(self.start): yield [self.at(p) for p in range(i*self.bs + self.rank, (i + 1)*self.bs, self.world)]
@@ -404,7 +415,8 @@ def batches(data,      # `SegData` with a crop
             workers=0, # reading processes; they change the speed, not the batches
             rank=0, world=1, # this training process and their number
             pin=False, # page-locked memory, for copies to a GPU
+            views=0,   # as in `Stream`
     ):                 # endless iterator of `Batch`
     "Shuffled training batches from iteration `start` on."
-    order = Stream(len(data), bs, seed, start, rank, world)
+    order = Stream(len(data), bs, seed, start, rank, world, views)
     return iter(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers, pin_memory=pin))

@@ -7,7 +7,7 @@ __all__ = ['SHAPES', 'TILT', 'HOME', 'RGB', 'MATERIALS', 'GROUNDS', 'COLOURS', '
            'DRAWING', 'ellipse', 'box', 'bar', 'poly', 'wheels', 'car', 'bus', 'train', 'boat', 'plane', 'bird', 'cat',
            'fish', 'flower', 'cup', 'house', 'lamp', 'noise_bank', 'noise', 'bricks', 'ground', 'coverage', 'paint',
            'rotation', 'texture', 'place', 'draw_object', 'backdrop', 'clutter', 'Scene', 'draw_scene', 'draw_split',
-           'scene_tags', 'save_scene', 'parallel_map', 'write_scenes']
+           'scene_tags', 'save_scene', 'parallel_map', 'cache_dir', 'write_scenes']
 
 # %% ../nbs/03_scenes.ipynb #9bc50151
 from functools import lru_cache
@@ -319,10 +319,11 @@ def place(parts,       # (polygon, material) of an object, in its own box
 
 def draw_object(img,         # (h, w, 3) float, grey levels, changed in place
                 lbl,         # (h, w) uint8 class ids, changed in place
-                name,        # class
+                name,        # key of `SHAPES`
                 r:Generator, # source of everything else
                 fill,        # size as a fraction of the largest that fits
-                others=()    # (centre, scale) of objects to keep away from; given up after eight tries
+                others=(),   # (centre, scale) of objects to keep away from; given up after eight tries
+                label=1      # its id in `lbl`
     )->tuple:                # (centre (x, y) in pixels, pixels per unit of its box, name of the body's colour)
     "Draw one object."
     hw, parts = lbl.shape, SHAPES[name](r)
@@ -336,7 +337,7 @@ def draw_object(img,         # (h, w, 3) float, grey levels, changed in place
     colours = dict(body=np.array(RGB[body]) + r.normal(0, 14, 3), trim=np.array(RGB[trim]) + r.normal(0, 14, 3))
     for p, (_, material) in zip(corners, parts):
         colour = colours[material] if material in colours else np.array(MATERIALS[material]) + r.normal(0, 10, 3)
-        paint(img, lbl, p, colour, skin if material == "body" else rest, light, SCENES.classes.index(name) + 1)
+        paint(img, lbl, p, colour, skin if material == "body" else rest, light, label)
     return centre, scale, body
 
 # %% ../nbs/03_scenes.ipynb #7f2acc00
@@ -372,7 +373,7 @@ def clutter(img,         # (h, w, 3) float, grey levels, changed in place
 class Scene(NamedTuple):
     "A drawn picture and all that is known of it."
     img: np.ndarray      # (H, W, 3) uint8
-    lbl: np.ndarray      # (H, W) uint8, 0 background, 1-12 classes in the order of `SCENES`
+    lbl: np.ndarray      # (H, W) uint8, 0 background, then the class names in their order
     objects: list        # (class name, colour name) of each object, back to front
     grounds: list        # names of the grounds
 
@@ -380,34 +381,36 @@ COUNTS, FILL = (.66, .27, .07), ((.7, 1.1), (.55, .85), (.45, .66))  # probabili
 MIN_SHARE = .02  # every object keeps at least this share of the canvas visible
 
 def draw_scene(seed,       # any int or tuple of ints
-               size=None   # (H, W) pixels; drawn from 128-176 if None
+               size=None,  # (H, W) pixels; drawn from 128-176 if None
+               classes=SCENES.classes # names of what is drawn; ids count in this order
     )->Scene:
     "Draw one scene; the same seed gives the same scene."
     r = np.random.default_rng(seed)
     while True:
         hw = tuple(int(x) for x in (size or r.integers(128, 177, 2)))
         n = r.choice(3, p=COUNTS) + 1
-        names = [str(x) for x in r.choice(SCENES.classes, n)]
+        names = [str(x) for x in r.choice(classes, n)]
+        ids = [classes.index(c) + 1 for c in names]
         (img, grounds), lbl, placed = backdrop(names[0], r, hw), np.zeros(hw, np.uint8), []
         clutter(img, lbl, r)
-        for name in names: placed.append(draw_object(img, lbl, name, r, r.uniform(*FILL[n-1]), [p[:2] for p in placed]))
+        for name, i in zip(names, ids): placed.append(draw_object(img, lbl, name, r, r.uniform(*FILL[n-1]), [p[:2] for p in placed], i))
         if r.random() < .25: clutter(img, lbl, r, 2)
-        if all((lbl == SCENES.classes.index(c) + 1).mean() >= MIN_SHARE for c in names): break
+        if all((lbl == i).mean() >= MIN_SHARE for i in ids): break
     img = (img - 128)*r.uniform(.75, 1.15) + 128 + r.normal(0, 10) + r.normal(0, 6, 3) + r.standard_normal(img.shape)*r.uniform(1, 7)
     return Scene(img.clip(0, 255).astype(np.uint8), lbl, [(c, str(p[2])) for c, p in zip(names, placed)], grounds)
 
 # %% ../nbs/03_scenes.ipynb #4cbac0ee
 STREAMS = dict(pretrain=1, train=2, dev=3, val=4, test=5)  # seeds are (stream, seed, index)
-DRAWING = 1  # revision of the drawings; a cached folder of another revision is drawn anew
+DRAWING = 2  # revision of the drawings; a cached folder of another revision is drawn anew
 
 def draw_split(split,    # name of a stream: pretrain | train | dev | val | test
                index,    # number of the picture in its split
                seed=0,   # of the whole data set
                size=None # (H, W) pixels; as in `draw_scene`
     )->Scene:
-    "Picture `index` of a split."
+    "Picture `index` of a split; pretraining pictures show all of `SHAPES`, the others the classes of `SCENES`."
     if split not in STREAMS: raise ValueError(f"split: expected one of {tuple(STREAMS)}, got {split!r}")
-    return draw_scene((STREAMS[split], seed, index), size)
+    return draw_scene((STREAMS[split], seed, index), size, tuple(SHAPES) if split == "pretrain" else SCENES.classes)
 
 def scene_tags(scene:Scene # with its labels
     )->list:               # names in class order
@@ -437,8 +440,12 @@ def parallel_map(f,            # function that can be pickled
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(f, *args, chunksize=chunksize)
 
+def cache_dir()->Path: # made by whoever writes into it
+    "Where what the package makes for itself (drawn data, merges) is kept between runs: $WECLIP_CACHE, or the user's cache folder."
+    return Path(os.environ.get("WECLIP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home()/".cache"))/"weclip")
+
 def write_scenes(root,        # folder to make
-                 train=600,   # pictures to train on
+                 train=6400,  # pictures to train on
                  val=500,     # pictures to score
                  dev=0,       # pictures to choose settings by
                  test=0,      # pictures to keep for the end

@@ -16,7 +16,7 @@ def supervised_loss(model:WeCLIP, batch,      # `Batch` with masks
                     dynamic:bool=True)->tuple: # (Losses, Output); `dynamic` is not read
     "Cross-entropy against the masks, §4.5."
     if batch.lbl is None: raise ValueError("batch: expected masks (lbl), got none; open the data with with_masks=True")
-    out = model(batch.img)
+    out = model(batch.img, frozen=batch.frozen)
     seg = seg_loss_ce(upsample(out.logits, batch.lbl.shape[-2:]), batch.lbl)
     return Losses(seg, seg, seg.new_zeros(())), out
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
+from .cache import FrozenCache
 from .config import Config
 from .data import NORMS, SegData, batches
 from .losses import Losses
@@ -39,7 +40,7 @@ def weak_loss(model:WeCLIP, # in training mode
               dynamic:bool  # after the switch: A_f takes part in the refinement
     )->tuple:               # (Losses, Output)
     "Loss of a batch whose only labels are tags, Eq. (10)."
-    out = model(batch.img, batch.tags, dynamic, valid=batch.valid)
+    out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen)
     return model.loss(out), out
 
 def train_step(model:WeCLIP,  # in training mode, changed in place
@@ -115,6 +116,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
           resume:bool=False,    # continue a checkpoint in `out`
           loss=weak_loss,       # (model, batch, dynamic) -> (Losses, Output)
           workers:int=0,        # loading processes
+          cache=None,           # folder for what the encoder makes of the fixed crops (`cfg.views`); None: encode at every visit
           every:int=500,        # iterations between checkpoints
           log_every:int=10,     # iterations between records of the losses
           picture_every:int=500, # iterations between pictures
@@ -132,12 +134,13 @@ def train(model:WeCLIP,         # its decoder is changed in place
                              "or choose another folder")
         start, history = load_checkpoint(ckpt, model, opt)
     board, i, last = SummaryWriter(out/"tensorboard", purge_step=start), start, min(cfg.iters, stop or cfg.iters)
-    feed = batches(data, cfg.bs, cfg.seed, start, workers)
+    feed, frozen = batches(data, cfg.bs, cfg.seed, start, workers, views=cfg.views), FrozenCache(cache, model, data, progress) if cache else None
     bar = tqdm(total=cfg.iters, initial=start, unit="it", desc="train", disable=not progress)
     model.train()
     try:
         while i < last:
             batch = to_device(next(feed), device)
+            if frozen: batch = batch._replace(frozen=frozen(batch))
             losses, o = train_step(model, opt, batch, i, loss)
             if on_step: on_step(i, o)
             if i % log_every == 0 or i == cfg.iters - 1: _record(board, bar, history, i, losses, cfg)

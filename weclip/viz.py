@@ -67,7 +67,7 @@ def show_grid(rows,             # rows of pictures, each (H, W, 3) uint8 or (H, 
               titles=(),        # above the columns
               labels=(),        # left of the rows
               size:float=1.3,   # width of a cell, inches
-              dpi:int=70,
+              dpi:int=70,       # dots per inch
     )->Figure:
     "Pictures in rows and columns, with titles and labels."
     rows = [[_np(p) for p in r] for r in rows]
