@@ -114,7 +114,7 @@ def spellings(written:Counter, # tag as written -> times
     for n in names: known[_fold(n)].append(n)
     meant = {t: [t] if t in names else known.get(_fold(t), []) for t in written}
     if lost := {t: written[t] for t, ns in meant.items() if len(ns) != 1}:
-        near = [f"{t!r} ({n} times" + "".join(f", nearest: {m!r}" for m in get_close_matches(t, names, 1, .5)) + ")" for t, n in lost.items()]
+        near = [f"{t!r} ({n}x" + "".join(f", nearest: {m!r}" for m in get_close_matches(t, names, 1, .5)) + ")" for t, n in lost.items()]
         raise ValueError(f"{where}: expected tags among the {len(names)} classes, got {_some(near)}; mend them or add them to the class list")
     return {t: ns[0] for t, ns in meant.items()}
 
@@ -203,7 +203,7 @@ def _check_any(folder, named, missing, files, where)->None:
 def findings(found:Found # of `find_images`
     )->list:             # sentences, empty if all is well
     "What does not fit, counted."
-    respelt = [f"{t!r} as {c!r}, {n} times" for t, (c, n) in found.respelt.items()]
+    respelt = [f"{t!r} as {c!r} {n}x" for t, (c, n) in found.respelt.items()]
     lost = sorted(set(range(len(found.classes.classes))) - {k for ks in found.tags.values() for k in ks})
     kinds = {"pictures without a tag, left out": map(repr, found.untagged), "named files that are not there, left out": map(repr, found.missing),
              "pictures named more than once, tags put together": map(repr, found.twice), "tags that differ from their class in case or blanks": respelt,
