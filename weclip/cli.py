@@ -107,14 +107,17 @@ def check_source(a # parsed arguments
         got = "neither" if a.images is None else "both"
         raise ValueError(f"expected either a folder in VOC2012 layout or your own pictures (--images DIR --tags FILE), got {got}")
     if (a.images is None) != (a.tags is None):
-        raise ValueError("expected --images and --tags together: --tags is a .csv, .json or .npy file, or the word folders if each sub-folder of --images is a class; tags of a VOC2012 folder are --tags-from")
+        raise ValueError("expected --images and --tags together: --tags is a .csv, .json or .npy file, or the word folders if each sub-folder of --images "
+                         "is a class; tags of a VOC2012 folder are --tags-from")
 
 def own_model(a,               # parsed arguments
               classes:ClassSet # of the pictures
     )->WeCLIP:                 # on the chosen device
     "A new model for somebody's own classes."
-    if a.clip in ("tiny", "random"): print(f"note: the {a.clip} CLIP knows nothing of photographs: on them everything runs, but no number or mask means anything", file=sys.stderr)
-    if a.clip == "tiny" and not a.classes: classes = replace(classes, template=SCENES.template, background=[w for w in SCENES.background if w not in classes.classes])
+    if a.clip in ("tiny", "random"):
+        print(f"note: the {a.clip} CLIP knows nothing of photographs: on them everything runs, but no number or mask means anything", file=sys.stderr)
+    if a.clip == "tiny" and not a.classes:
+        classes = replace(classes, template=SCENES.template, background=[w for w in SCENES.background if w not in classes.classes])
     return build(a.clip, replace(config_of(a), classes=classes.name), classes).to(a.device)
 
 def open_source(a,             # parsed arguments
@@ -128,7 +131,8 @@ def open_source(a,             # parsed arguments
         if training: return model, open_training(model, a.data, a.train_split, a.tags_from)
         return model, open_data(a.data, a.train_split, model.classes.classes, tags_from=a.tags_from, norm=model.cfg.norm)
     c = model.cfg if model else config_of(a)
-    if c.supervised: raise ValueError("supervised: expected masks to learn from, but --images has none; leave it out, or give a folder in VOC2012 layout")
+    if training and c.supervised:
+        raise ValueError("supervised: expected masks to learn from, but --images has none; leave it out, or give a folder in VOC2012 layout")
     crops = dict(crop=c.crop, scale=c.scale, flip=c.flip) if training else {}
     data, classes = open_images(a.images, a.tags, model.classes if model else a.classes, a.strict, norm=c.norm, **crops)
     return model or own_model(a, classes), data
@@ -147,7 +151,7 @@ def cmd_demo(a # parsed arguments
 
 def cmd_train(a # parsed arguments
     )->None:
-    "Train the decoder on your own pictures (--images, --tags) or a folder in VOC2012 layout; only tags are read, masks of the latter with --set supervised=True."
+    "Train the decoder on your own pictures (--images, --tags) or a VOC2012 folder; only tags are read, masks with --set supervised=True."
     model, data = open_source(a, training=True)
     loss = loss_for(model.cfg)
     print(f"training on {len(data)} pictures of {len(data.names)} classes; {model.n_learnable()/1e6:.2f} M learnable parameters")
@@ -252,13 +256,14 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     def backbone(s, default="openai"):
         s.add_argument("--clip", default=default, help="frozen CLIP: 'openai' (downloaded by open_clip), a file of weights, "
                        "'tiny' (shipped), 'random' (untrained)" + (f" ({default})" if default else "; as noted in the checkpoint"))
-        s.add_argument("--classes", help="voc | coco | scenes, or a YAML file; the profile's own if left out")
+        s.add_argument("--classes", help="voc | coco | scenes, or a YAML file; left out: the profile's own, or the tags of --images")
     def splits(s, *names, data=True):
         if data: s.add_argument("data", nargs=None if "val" in names else "?", help="folder in VOC2012 layout")
         if data and "train" in names:
             s.add_argument("--images", metavar="DIR", help="your own pictures instead, sub-folders included")
-            s.add_argument("--tags", metavar="FILE", help="their tags: .csv (file,tags with ; between tags), .json, .npy, or 'folders': each sub-folder is a class")
-            s.add_argument("--strict", action="store_true", help="with --images: refuse what would be counted and left out, as missing files and pictures without tags")
+            s.add_argument("--tags", metavar="FILE", help="their tags: .csv (file,tags with ; between tags), "
+                           ".json, .npy, or 'folders': each sub-folder is a class")
+            s.add_argument("--strict", action="store_true", help="with --images: refuse what would be counted and left out")
         if "train" in names:
             s.add_argument("--train-split", default="train_aug", help="list of training pictures (%(default)s)")
             s.add_argument("--tags-from", default="auto", help="auto | json | onehot | xml | masks (%(default)s)")

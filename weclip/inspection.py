@@ -13,6 +13,7 @@ import re
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 from .data import SegData, preprocess
 from .infer import network_input
 from .model import WeCLIP
@@ -102,14 +103,18 @@ def _one_text(text:Tensor, names)->list: # pairs of classes
 def _worries(r:dict)->list:
     "Sentences about what to look at first."
     lines = [f"{i}: {why}" for i, why in r["unreadable"].items()] + r["said"]
-    if few := [f"{c['name']} {c['pictures']}" for c in r["classes"] if 0 < c["pictures"] < RARE]: lines.append(f"few pictures, fewer than {RARE}: {', '.join(few)}")
+    few = [f"{c['name']} {c['pictures']}" for c in r["classes"] if 0 < c["pictures"] < RARE]
+    if few: lines.append(f"few pictures, fewer than {RARE}: {', '.join(few)}")
     for c in r["classes"]:
         n, name = c["pictures"], c["name"]
         if n == r["pictures"]: lines.append(f"{name}: every picture has this tag, so its tags cannot be judged")
         if c["agreement"] is None: continue
-        if c["agreement"] < AGREE: lines.append(f"{name}: CLIP does not find it by {c['prompt']!r} (agreement {c['agreement']:.2f}); try other words, or check the tags")
-        elif low := [i for i, rank in c["lowest"] if rank > r["pictures"]/2]: lines.append(f"{name}: perhaps wrongly tagged, ranked in the lower half: {', '.join(low)}")
-        if c["agreement"] >= AGREE and c["untagged"]: lines.append(f"{name}: perhaps there, but not tagged: {', '.join(c['untagged'])}")
+        if c["agreement"] < AGREE:
+            lines.append(f"{name}: CLIP does not find it by {c['prompt']!r} (agreement {c['agreement']:.2f}); try other words, or check the tags")
+            continue  # a ranking that means nothing accuses no picture
+        low = [i for i, rank in c["lowest"] if rank > r["pictures"]/2]
+        if low: lines.append(f"{name}: perhaps wrongly tagged, ranked in the lower half: {', '.join(low)}")
+        if c["untagged"]: lines.append(f"{name}: perhaps there, but not tagged: {', '.join(c['untagged'])}")
     lines += [f"{a} is never without {b}: tags cannot tell them apart" for a, b in r["together"]]
     return lines + [f"{a} and {b} are one text to CLIP: change a prompt" for a, b in r["one_text"]]
 
@@ -123,7 +128,8 @@ def inspect_set(model:WeCLIP,      # trained or not; its CLIP, sentences and cro
     truth = torch.zeros(len(s.ids), len(names))
     for row, i in zip(truth, s.ids): row[data.tags.get(i, [])] = 1
     numbers = zip(*(x.tolist() for x in (truth.sum(0).int(), *agreement(s.scores, truth))), doubts(s.scores, truth, s.ids))
-    rows = [dict(name=name, prompt=prompt, pictures=n, **{k: None if x != x else round(x, 4) for k, x in dict(ap=ap, chance=p, agreement=a).items()}, **d)
+    number = lambda x: None if x != x else round(x, 4)  # JSON has no NaN
+    rows = [dict(name=name, prompt=prompt, pictures=n, ap=number(ap), chance=number(p), agreement=number(a), **d)
             for name, prompt, (n, ap, p, a, d) in zip(names, model.classes.prompts, numbers)]
     r = dict(pictures=len(s.ids), tags_per_picture=round(truth.sum().item()/len(s.ids), 2), said=list(said), unreadable=s.unreadable,
              sizes=_sizes(s.sizes, model.cfg.crop), classes=rows, together=_together(truth, names), one_text=_one_text(model.text_fg, names))
@@ -133,7 +139,8 @@ def format_report(r:dict # of `inspect_set`
     )->str:
     "The report as text."
     z, pad = r["sizes"], max(5, *(len(c["name"]) for c in r["classes"]))
-    head = [f"{r['pictures']} pictures, {len(r['classes'])} classes, {r['tags_per_picture']} tags a picture", *(f"{k}: {z[k][0]} to {z[k][2]} pixels, median {z[k][1]}" for k in ("height", "width")),
+    head = [f"{r['pictures']} pictures, {len(r['classes'])} classes, {r['tags_per_picture']} tags a picture",
+            *(f"{k}: {z[k][0]} to {z[k][2]} pixels, median {z[k][1]}" for k in ("height", "width")),
             f"smaller than the crop of {z['crop']} both ways, so padded: {z['smaller_than_crop']}", "",
             f"{'class':{pad}}  pictures    AP  chance  agreement  lowest-ranked picture with the tag"]
     show = lambda x: "   -" if x is None else f"{x:4.2f}"
@@ -159,20 +166,21 @@ def cam_sheets(model:WeCLIP,  # in evaluation mode
                data:SegData,  # with tags
                seen:Survey,   # of its pictures
                folder,        # to write into, one PNG a class
-               most:int=6     # pictures of a class
+               most:int=6,    # pictures of a class
+               progress:bool=True # show a bar
     )->list:                  # files written
     "Pictures of each class with their CAMs."
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = []
-    for k, name in enumerate(data.names):
+    for k, name in enumerate(tqdm(data.names, desc="sheets of CAMs", disable=not progress, leave=False)):
         mine = sorted((-seen.scores[r, k].item(), i) for r, i in enumerate(seen.ids) if k in data.tags.get(i, ()))
         if not mine: continue
         ids = [mine[j][1] for j in np.linspace(0, len(mine) - 1, min(most, len(mine))).astype(int)]
         columns = {f"{name}: first to last": [], "initial CAM": [], "refined CAM": []}
         for i in ids:
             image = data.read(i)[0]
-            cams = class_cams(model, image, data.tags[i], k)
-            for column, x in zip(columns.values(), (image, *(heat(upsample_cam(c[None], image.shape[:2])[0], image) for c in cams))): column.append(x)
+            cams = [heat(upsample_cam(c[None], image.shape[:2])[0], image) for c in class_cams(model, image, data.tags[i], k)]
+            for column, x in zip(columns.values(), (image, *cams)): column.append(x)
         files.append(Path(folder)/f"{k + 1:03}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)[:40]}.png")
         save_sheet(files[-1], columns, ids)
     return files

@@ -139,8 +139,9 @@ def forecast(model:WeCLIP,  # its settings are read
              loss=weak_loss # as in `train`
     )->str:
     "One line: how much there is to do, and how long that takes here."
-    s, c = time_step(model, data, loss), model.cfg
-    return f"{c.iters} iterations of {c.bs} crops of {c.crop} pixels, {c.iters*c.bs/len(data):.0f} visits to each picture: {duration(s*c.iters)} ({s:.2f} s each on {next(model.parameters()).device})"
+    s, c, where = time_step(model, data, loss), model.cfg, next(model.parameters()).device
+    work = f"{c.iters} iterations of {c.bs} crops of {c.crop} pixels, {c.iters*c.bs/len(data):.0f} visits to each picture"
+    return f"{work}: {duration(s*c.iters)} ({s:.2f} s each on {where})"
 
 # %% ../nbs/19_job.ipynb #6b8d0f75
 def demo(out="runs/demo", # folder of the run

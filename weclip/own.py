@@ -46,7 +46,8 @@ def inside(folder, # of pictures
     return file
 
 # %% ../nbs/04b_own.ipynb #a4eb617c
-_HEADINGS = (("file", "filename", "file_name", "image", "picture", "path", "name"), ("tags", "tag", "labels", "label", "classes", "class"))
+_HEADINGS = (("file", "filename", "file_name", "image", "picture", "path", "name"),  # of the column that names the picture
+             ("tags", "tag", "labels", "label", "classes", "class"))
 
 def _text(path)->str:
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a file of tags (.csv, .json or .npy), found no such file")
@@ -64,7 +65,8 @@ def _columns(path, head:list, sep:str)->tuple: # (column of the file, column of 
     found = [next((i for i, c in enumerate(head) if c.casefold() in known), None) for known in _HEADINGS]
     if None in found: return 0, 1, 2, False
     if len(head) > 2: _log.warning("%s: columns %r and %r are read, the others are not", path, *(head[i] for i in found))
-    if sep == ";" and found[1] < len(head) - 1: raise ValueError(f"{path}: expected the tags in the last column where ; separates columns, got {head}")
+    if sep == ";" and found[1] < len(head) - 1:
+        raise ValueError(f"{path}: expected the tags in the last column where ; separates columns, got {head}")
     return *found, len(head), True
 
 def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";"
@@ -79,7 +81,8 @@ def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";"
     rows = []
     for n, cells in lines[headed:]:
         if sep != ";" and len(cells) > width:
-            raise ValueError(f"{path}: line {n}: expected {width} columns, got {len(cells)}: {cells}; separate tags with ; and put names that hold a {sep!r} in quotes")
+            raise ValueError(f"{path}: line {n}: expected {width} columns, got {len(cells)}: {cells}; separate tags with ; "
+                             f"and put names that hold a {sep!r} in quotes")
         if f >= len(cells) or not cells[f]: raise ValueError(f"{path}: line {n}: expected the name of a picture, got {cells}")
         rows.append((cells[f], [x.strip() for x in ";".join(cells[t:] if sep == ";" else cells[t:t+1]).split(";") if x.strip()]))
     return rows
@@ -114,14 +117,16 @@ def spellings(written:Counter, # tag as written -> times
     for n in names: known[_fold(n)].append(n)
     meant = {t: [t] if t in names else known.get(_fold(t), []) for t in written}
     if lost := {t: written[t] for t, ns in meant.items() if len(ns) != 1}:
-        near = [f"{t!r} ({n}x" + "".join(f", nearest: {m!r}" for m in get_close_matches(t, names, 1, .5)) + ")" for t, n in lost.items()]
-        raise ValueError(f"{where}: expected tags among the {len(names)} classes, got {_some(near)}; mend them or add them to the class list")
+        near = {t: "".join(f", nearest: {m!r}" for m in get_close_matches(t, names, 1, .5)) for t in lost}
+        raise ValueError(f"{where}: expected tags among the {len(names)} classes, got {_some(f'{t!r} ({n}x{near[t]})' for t, n in lost.items())}; "
+                         "mend them or add them to the class list")
     return {t: ns[0] for t, ns in meant.items()}
 
 def _check_tags(same, where)->None:
     "Refuse tags that cannot be the name of a class."
     for t in (t for group in same.values() for t in group):
-        if "," in t or "|" in t: raise ValueError(f"{where}: tag {t!r}: expected ; between tags (a class whose name holds , or | needs a class list)")
+        if "," in t or "|" in t:
+            raise ValueError(f"{where}: tag {t!r}: expected ; between tags (a class whose name holds , or | needs a class list)")
         if not t or not t.isprintable() or t.casefold() == "background":
             raise ValueError(f"{where}: tag {t!r}: expected the name of a class in printable characters, not 'background', which is what has no tag")
 
@@ -149,7 +154,8 @@ def read_rows(tags,        # file of tags, "folders", or {file: [tag, ...]}
     if isinstance(tags, Mapping): return [(n, list(t)) for n, t in tags.items()]
     if str(tags) == "folders": return [(n, n.split("/")[:-1][:1]) for n in files]
     readers = {".csv": rows_csv, ".tsv": rows_csv, ".txt": rows_csv, ".json": rows_json, ".npy": None}
-    if (kind := Path(tags).suffix.lower()) not in readers: raise ValueError(f"{tags}: expected a file of tags ending in {', '.join(readers)}, or 'folders'")
+    kind = Path(tags).suffix.lower()
+    if kind not in readers: raise ValueError(f"{tags}: expected a file of tags ending in {', '.join(readers)}, or 'folders'")
     if kind != ".npy": return readers[kind](tags)
     if classes is None: raise ValueError(f"{tags}: holds no names; say which classes they are: voc, coco or a YAML file")
     if not Path(tags).is_file(): raise FileNotFoundError(f"{tags}: expected a file of tags, found no such file")
@@ -188,7 +194,8 @@ def find_images(folder,      # of pictures, perhaps with sub-folders
     tagged = {rel: sorted({index[meant[t]] for ts in named[rel] for t in ts}) for rel in sorted(named) if any(named[rel])}
     images = {_stem(rel): folder/rel for rel in tagged}
     if len(images) < len(tagged):
-        raise ValueError(f"{folder}: pictures that differ only in the ending would share a mask: {_some(r for r in tagged if images[_stem(r)] != folder/r)}; rename them")
+        clash = _some(r for r in tagged if images[_stem(r)] != folder/r)
+        raise ValueError(f"{folder}: pictures that differ only in the ending would share a mask: {clash}; rename them")
     return Found(classes, images, {_stem(r): t for r, t in tagged.items()}, sorted({*files, *named} - set(tagged)), missing,
                  sorted(r for r, tss in named.items() if len(tss) > 1), {t: (c, written[t]) for t, c in meant.items() if t != c})
 
@@ -197,7 +204,8 @@ def _check_any(folder, named, missing, files, where)->None:
     if any(map(any, named.values())): return
     if missing and not named:
         raise FileNotFoundError(f"{where}: none of its {len(missing)} files is in {folder}: {_some(map(repr, missing), 3)}; there are {_some(map(repr, files), 3)}")
-    raise ValueError(f"{where}: expected tags, got none for any picture of {folder}" + "; put each picture into a sub-folder named after its class"*(where == "folders"))
+    cure = "; put each picture into a sub-folder named after its class" if where == "folders" else ""
+    raise ValueError(f"{where}: expected tags, got none for any picture of {folder}{cure}")
 
 # %% ../nbs/04b_own.ipynb #82c94f5b
 def findings(found:Found # of `find_images`
