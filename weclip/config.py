@@ -85,10 +85,11 @@ RECIPES = dict(released={}, paper=PAPER, mended=MENDED)
 PROFILES = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, bs=8, iters=80_000),
+    own=dict(MENDED, classes="own", iters=2000, switch=600),
     scenes=dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, crop=112, views=1, par_scale=0.5, bs=16, scale=(0.75, 1.5), iters=1000, switch=300, long_side=176,
                 par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5))
 
-def preset(profile:str="voc",       # data set: voc | coco | scenes
+def preset(profile:str="voc",       # data set: voc | coco | own | scenes
            recipe:str="released",   # released | paper | mended
            **overrides              # single fields, e.g. `signed=False`
     )->Config:                      # the merged settings; later ones win: profile, recipe, overrides

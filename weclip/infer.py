@@ -20,7 +20,6 @@ from torch import Tensor
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from .classes import voc_palette
 from .config import Config
 from .data import preprocess, read_image, save_mask
 from .metrics import confusion, scores
@@ -246,7 +245,7 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
     "Scores of every mode from one pass over the pictures."
     modes = tuple(modes or (MODES if crf else MODES[:2]))
     n = model.classes.n_classes
-    conf, palette = {m: torch.zeros(n, n, dtype=torch.long) for m in modes}, voc_palette()
+    conf, palette = {m: torch.zeros(n, n, dtype=torch.long) for m in modes}, model.classes.palette()
     triples = ((i, *data.read(i)) for i in data.ids) if hasattr(data, "read") else data
     results = _stream(model, (((key, lbl), image) for key, image, lbl in triples), modes, workers)
     for (key, lbl), ids in tqdm(results, total=len(data) if hasattr(data, "__len__") else None, desc="evaluate", disable=not progress, leave=False):

@@ -83,6 +83,8 @@ def load_checkpoint(path,         # file of `save_checkpoint`
     if odd := [f"{k} was {was['config'].get(k)!r}, now {v!r}" for k, v in now["config"].items() if was["config"].get(k) != v]:
         raise ValueError(f"{path}: expected the settings of the stopped run, but {'; '.join(odd)}; "
                          "continue with those or choose another folder")
+    if (a := was["classes"]["classes"]) != (b := now["classes"]["classes"]):
+        raise ValueError(f"{path}: expected the classes of the stopped run, {', '.join(a)}, got {', '.join(b)}; did the tags change?")
     if was["fingerprint"] != now["fingerprint"]:
         raise ValueError(f"{path}: expected the backbone {was['fingerprint']}, got {now['fingerprint']}")
     load_decoder(model, state["decoder"], path)
@@ -93,14 +95,15 @@ def load_checkpoint(path,         # file of `save_checkpoint`
 def example_pictures(out,      # `Output` of the batch
                      batch,    # `Batch`
                      norm:str, # normalisation of its pictures, a key of `NORMS`
-                     n=2       # pairs to show at most
+                     n=2,      # pairs to show at most
+                     palette=None # colours of the masks, as `viz.colour_mask` takes them
     )->dict:                   # name -> (3, H, 5W) uint8 tensor, for TensorBoard
     "Picture, CAMs, pseudo label and prediction of the first pairs of a batch."
     sheets = {}
     for p in range(min(n, len(out.cam) if out.cam is not None else 0)):
         b = int(out.img_idx[p]); img = denormalise(batch.img[b], *NORMS[norm])
         pred = nn.functional.interpolate(out.logits[b:b+1].detach().float(), img.shape[:2], mode="bilinear").argmax(1)[0]
-        row = [img, heat(out.cam[p], img), heat(out.cam_ref[p], img), colour_mask(out.pseudo[b]), colour_mask(pred)]
+        row = [img, heat(out.cam[p], img), heat(out.cam_ref[p], img), colour_mask(out.pseudo[b], palette), colour_mask(pred, palette)]
         sheets[f"picture_cam_refined_pseudo_prediction/{p}"] = torch.cat([torch.as_tensor(x).permute(2, 0, 1) for x in row], 2)
     return sheets
 
@@ -145,7 +148,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
             if on_step: on_step(i, o)
             if i % log_every == 0 or i == cfg.iters - 1: _record(board, bar, history, i, losses, cfg)
             if i % picture_every == 0:
-                for name, sheet in example_pictures(o, batch, cfg.norm).items(): board.add_image(name, sheet, i)
+                for name, sheet in example_pictures(o, batch, cfg.norm, palette=model.classes.palette()).items(): board.add_image(name, sheet, i)
             i += 1; bar.update()
             if i % every == 0: save_checkpoint(ckpt, model, opt, i, history)
     finally:

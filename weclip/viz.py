@@ -33,20 +33,22 @@ def denormalise(img, # normalised picture, (3, H, W)
     return (255*p).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #6b835c4d
-def colour_mask(ids # class ids, (H, W)
-    )->np.ndarray:  # (H, W, 3) uint8
-    "A mask in the colours of PASCAL VOC."
-    return voc_palette()[_np(ids).astype(np.uint8)]
+def colour_mask(ids,          # class ids, (H, W)
+                palette=None, # red, green, blue by id, (256, 3) uint8, as `ClassSet.palette`; None: VOC's
+    )->np.ndarray:            # (H, W, 3) uint8
+    "A mask in colours."
+    return (voc_palette() if palette is None else palette)[_np(ids).astype(np.uint8)]
 
 def overlay(img:np.ndarray, # picture, (H, W, 3) uint8
             ids,            # class ids, (H, W)
             alpha:float=.5, # opacity of the colours, in [0, 1]
+            palette=None,   # as in `colour_mask`
     )->np.ndarray:          # (H, W, 3) uint8
     "A mask over its picture; background pixels stay untouched."
     ids = _np(ids)
     if img.shape[:2] != ids.shape: raise ValueError(f"ids: expected {img.shape[:2]} as the picture, got {ids.shape}")
     a = alpha*(ids != 0)[..., None]
-    return ((1 - a)*img + a*colour_mask(ids)).round().astype(np.uint8)
+    return ((1 - a)*img + a*colour_mask(ids, palette)).round().astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #a6249981
 def heat(cam,                 # in [0, 1], (h, w)
@@ -95,14 +97,15 @@ def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uin
 def legend(names,          # by class id; `ClassSet.names`
            ids=None,       # ids to list, e.g. those of a mask; None: all
            height:int=16,  # of a line, pixels
+           palette=None,   # as in `colour_mask`
     )->np.ndarray:         # (lines*height, W, 3) uint8
     "Colour and name of each class, one per line."
     ids = range(len(names)) if ids is None else sorted({int(i) for i in _np(ids).flat} - {255})
-    texts = [str(names[i]) for i in ids]
+    texts, palette = [str(names[i]) for i in ids], voc_palette() if palette is None else palette
     img = Image.new("RGB", (height + 8 + max((round(_text_width(t)) for t in texts), default=0), max(len(texts), 1)*height), "white")
     draw = ImageDraw.Draw(img)
     for row, (i, text) in enumerate(zip(ids, texts)):
-        draw.rectangle((2, row*height + 2, height - 2, (row + 1)*height - 3), fill=tuple(voc_palette()[i].tolist()), outline="grey")
+        draw.rectangle((2, row*height + 2, height - 2, (row + 1)*height - 3), fill=tuple(palette[i].tolist()), outline="grey")
         draw.text((height + 4, row*height + height//2), text, fill="black", anchor="lm")
     return np.asarray(img)
 
