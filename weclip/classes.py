@@ -9,6 +9,7 @@ __all__ = ['VOC', 'COCO', 'SCENES', 'CLASS_SETS', 'ClassSet', 'get_classes', 'vo
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import yaml
@@ -25,11 +26,14 @@ class ClassSet:
 
     def __post_init__(self):
         for field in ("classes", "prompts", "background"): object.__setattr__(self, field, tuple(getattr(self, field)))
+        if bad := [w for w in (self.name, *self.names, *self.prompts, *self.background) if not isinstance(w, str) or not w]:
+            raise ValueError(f"expected a text for every word, got {bad[0]!r}")
         if len(self.classes) != len(self.prompts) or not self.classes:
             raise ValueError(f"prompts: expected one per class, got {len(self.prompts)} for {len(self.classes)} classes")
         if twice := sorted({c for c in self.names if self.names.count(c) > 1}):
             raise ValueError(f"classes: expected different names, got {twice} twice ('background' is always there)")
-        if self.template.count("{}") != 1: raise ValueError(f"template: expected one {{}}, got {self.template!r}")
+        if not isinstance(self.template, str) or self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
+            raise ValueError(f"template: expected a text with one {{}}, got {self.template!r}")
 
     @property
     def names(self)->tuple:
@@ -108,17 +112,22 @@ def get_classes(name:str # voc | coco | scenes, or the path of a YAML file
     if str(name) in CLASS_SETS: return CLASS_SETS[str(name)]
     if Path(name).suffix not in (".yaml", ".yml"): return CLASS_SETS[_known(str(name), tuple(CLASS_SETS), "class list (a YAML file ends in .yaml)")]
     if not Path(name).is_file(): raise FileNotFoundError(f"{name}: no such class list; expected YAML with `classes: [{{name: cat, prompt: cat kitten}}, dog]`")
-    return _from_yaml(yaml.safe_load(Path(name).read_text(encoding="utf-8")), Path(name).stem)
+    try: d = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as e: raise ValueError(f"{name}: expected YAML in UTF-8, got something else ({e})") from e
+    try: return _from_yaml(d, Path(name).stem)
+    except ValueError as e: raise ValueError(f"{name}: {e}") from e
 
 def _from_yaml(d:dict,  # `classes`, and perhaps `name`, `background`, `template`
                stem:str # the set's name where `name` is missing
     )->ClassSet:
     allowed = {"name", "classes", "background", "template"}
     if not isinstance(d, dict) or "classes" not in d or set(d) - allowed:
-        raise ValueError(f"{stem}.yaml: expected `classes` and perhaps {sorted(allowed - {'classes'})}, got {sorted(d) if isinstance(d, dict) else d!r}")
-    rows = [c if isinstance(c, dict) else dict(name=c) for c in d["classes"] or ()]
+        raise ValueError(f"expected `classes` and perhaps {sorted(allowed - {'classes'})}, got {short(list(d) if isinstance(d, dict) else d)}")
+    for k in ("classes", "background"):  # a text would be taken letter by letter
+        if not isinstance(d.get(k, []), list): raise ValueError(f"{k}: expected a list, got {short(d[k])}")
+    rows = [c if isinstance(c, dict) else dict(name=c) for c in d["classes"]]
     if bad := [r for r in rows if "name" not in r or set(r) - {"name", "prompt"} or not all(isinstance(v, str) for v in r.values())]:
-        raise ValueError(f"{stem}.yaml: expected a class as text or as {{name, prompt}}, got {bad[0]} (quote words YAML reads as values, as 'no')")
+        raise ValueError(f"expected a class as text or as {{name, prompt}}, got {short(bad[0])} (quote words YAML reads as values, as 'no')")
     names, prompts = tuple(r["name"] for r in rows), tuple(r.get("prompt", r["name"]) for r in rows)
     mine = set(" ".join(names + prompts).replace(",", " ").split())
     background = d.get("background", [w for w in VOC.background if w not in mine])
