@@ -18,6 +18,7 @@ import open_clip, torch, torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from .data import PickleReader
 
 # %% ../nbs/05_clip.ipynb #518e6d7a
 class _Scripted(dict):
@@ -30,7 +31,7 @@ _STORAGES = {f"{k}Storage": t for k, t in dict(Float=torch.float32, Half=torch.f
 def _view(flat, offset, size, stride, *_)->Tensor: return flat.as_strided(size, stride, offset)
 def _as_is(x, *_): return x
 
-class _ArchiveReader(pickle.Unpickler):
+class _ArchiveReader(PickleReader):
     "Modules and tensors of a TorchScript archive, without its code."
     def __init__(self, files:zipfile.ZipFile, top:str):
         super().__init__(io.BytesIO(files.read(f"{top}/data.pkl"))); self.files, self.top = files, top

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'NORMS', 'TAG_SOURCES', 'read_image', 'preprocess', 'save_mask', 'read_mask', 'crop_pad', 'Crop',
-           'random_crop', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch', 'collate', 'view_key',
-           'Stream', 'batches']
+           'random_crop', 'PickleReader', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch',
+           'collate', 'view_key', 'Stream', 'batches']
 
 # %% ../nbs/04_data.ipynb #8ecae6a5
 from collections import Counter
@@ -162,7 +162,11 @@ def _latin(text, encoding): return text.encode("latin1")  # how old pickles spel
 _STANDINS = {**{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
              ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _latin}
 
-class _Unpickler(pickle.Unpickler):
+class PickleReader(pickle._Unpickler):
+    "A reader of pickles that fills no memory which the file does not."
+    dispatch = {op: f for op, f in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}
+
+class _OnehotReader(PickleReader):
     def find_class(self, module, name):
         if (module, name) in _STANDINS: return _STANDINS[module, name]
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of tags needs")
@@ -182,7 +186,7 @@ def read_onehot(path,  # cls_labels_onehot.npy: a pickled dict, ID -> (C-1,) of 
         with open(path, "rb") as f:
             header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(f)](f)
             if header[0] != () or header[2] != np.dtype(object): raise ValueError(f"a {header[2]} array of shape {header[0]}")
-            hot = {i: v.data for i, v in _Unpickler(f).load().data[0].items()}
+            hot = {i: v.data for i, v in _OnehotReader(f).load().data[0].items()}
     except OSError: raise
     except Exception as e: raise ValueError(f"{path}: expected a pickled dict of one-hot vectors, got something else ({e}); use tags.json instead") from e
     for i, v in hot.items():
