@@ -29,11 +29,14 @@ class ClassSet:
     def __post_init__(self):
         for field in ("classes", "prompts", "background"): object.__setattr__(self, field, tuple(getattr(self, field)))
         object.__setattr__(self, "colours", tuple(c and tuple(c) for c in self.colours) if any(self.colours) else ())
+        if bad := [w for w in (self.name, *self.names, *self.prompts, *self.background) if not isinstance(w, str) or not w]:
+            raise ValueError(f"expected a text for every word, got {bad[0]!r}")
         if len(self.classes) != len(self.prompts) or not self.classes:
             raise ValueError(f"prompts: expected one per class, got {len(self.prompts)} for {len(self.classes)} classes")
         if twice := sorted({c for c in self.names if self.names.count(c) > 1}):
             raise ValueError(f"classes: expected different names, got {twice} twice ('background' is always there)")
-        if self.template.count("{}") != 1: raise ValueError(f"template: expected one {{}}, got {self.template!r}")
+        if not isinstance(self.template, str) or self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
+            raise ValueError(f"template: expected a text with one {{}}, got {self.template!r}")
         if self.n_classes > 255: raise ValueError(f"classes: expected at most 254, as a mask holds 8 bits and 255 is ignored, got {len(self.classes)}")
         if self.colours: _check_colours(self)
 

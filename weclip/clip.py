@@ -7,28 +7,69 @@ __all__ = ['read_weights', 'load_clip', 'resize_pos', 'qkv', 'attend', 'mix', 'p
            'Encoded', 'FrozenCLIP', 'patches', 'encode_tokens', 'text_features']
 
 # %% ../nbs/05_clip.ipynb #3f20a373
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
+import io, pickle, zipfile
 
 import open_clip, torch, torch.nn.functional as F
-from open_clip.factory import load_state_dict
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from .data import PickleReader
 
 # %% ../nbs/05_clip.ipynb #518e6d7a
+class _Scripted(dict):
+    "A module of an archive: its attributes by name."
+    __setstate__ = dict.update
+
+_STORAGES = {f"{k}Storage": t for k, t in dict(Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64, Long=torch.int64,
+                                               Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool).items()}
+
+def _view(flat, offset, size, stride, *_)->Tensor: return flat.as_strided(size, stride, offset)
+def _as_is(x, *_): return x
+
+class _ArchiveReader(PickleReader):
+    "Modules and tensors of a TorchScript archive, without its code."
+    def __init__(self, files:zipfile.ZipFile, top:str):
+        super().__init__(io.BytesIO(files.read(f"{top}/data.pkl"))); self.files, self.top = files, top
+    def find_class(self, module, name):
+        if module.split(".")[0] == "__torch__": return _Scripted
+        if module == "torch" and name in _STORAGES: return _STORAGES[name]
+        known = {("torch._utils", "_rebuild_tensor_v2"): _view, ("collections", "OrderedDict"): OrderedDict}
+        if module == "torch.jit._pickle": return _as_is  # typed lists
+        if (module, name) in known: return known[module, name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no CLIP needs")
+    def persistent_load(self, pid):
+        _, dtype, key, *_ = pid
+        return torch.frombuffer(bytearray(self.files.read(f"{self.top}/data/{key}")), dtype=dtype)
+
+def _tensors(module:_Scripted, prefix:str, seen:set): # yields (name, tensor)
+    if id(module) in seen: raise ValueError("a module in two places")  # forged ones could nest without end
+    seen.add(id(module))
+    for k, v in module.items():
+        if isinstance(v, Tensor): yield prefix + k, v
+        if isinstance(v, _Scripted): yield from _tensors(v, f"{prefix}{k}.", seen)
+
+def _read(path:Path)->dict:
+    if path.suffix == ".safetensors": return load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as files:
+            scripted = [n for n in files.namelist() if n.endswith("/constants.pkl")]
+            if scripted: return dict(_tensors(_ArchiveReader(files, scripted[0].split("/")[0]).load(), "", set()))
+    sd = torch.load(path, map_location="cpu", weights_only=True)
+    return sd.get("state_dict", sd)
+
 def read_weights(path:str|Path # .pt state dict, TorchScript archive or .safetensors
     )->dict:                   # state dict in OpenAI's key names
     "Read CLIP weights from a file without running code stored in it."
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of CLIP weights; give a state dict (.pt), OpenAI's archive or .safetensors, "
                                 "or an open_clip tag such as 'openai', which downloads them")
-    try:
-        try: sd = load_state_dict(str(path))
-        except RuntimeError: sd = torch.jit.load(str(path), map_location="cpu").state_dict()
+    try: return {k.removeprefix("module."): v for k, v in _read(Path(path)).items()}
     except Exception as e: raise ValueError(f"{path}: expected CLIP weights, got a damaged file or another format ({e})") from e
-    return sd
 
 def load_clip(weights:dict|str|Path,          # state dict in OpenAI's key names, a file of them, or an open_clip tag ("openai")
               name:str="ViT-B-16-quickgelu"   # open_clip's name of the architecture
@@ -38,10 +79,10 @@ def load_clip(weights:dict|str|Path,          # state dict in OpenAI's key names
     if isinstance(weights, str) and weights in open_clip.list_pretrained_tags_by_model(name):
         return open_clip.create_model(name, pretrained=weights).float().eval().requires_grad_(False)
     sd = weights if isinstance(weights, dict) else read_weights(weights)
-    sd = {k: v for k, v in sd.items() if k not in ("input_resolution", "context_length", "vocab_size")}  # numbers in OpenAI's archive
+    sd = {k: v for k, v in sd.items() if k.split(".")[-1] not in ("input_resolution", "context_length", "vocab_size", "attn_mask")}  # in OpenAI's archive, no weights
     try: (model := open_clip.CLIP(**cfg)).load_state_dict(sd)
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f"weights: expected a {name} in OpenAI's key names, got another architecture ({str(e)[:300]})") from e
+        raise ValueError(f"{'weights' if isinstance(weights, dict) else weights}: expected a {name} in OpenAI's key names, got another architecture ({str(e)[:300]})") from e
     return model.eval().requires_grad_(False)
 
 # %% ../nbs/05_clip.ipynb #5c62675c

@@ -70,10 +70,15 @@ class Config:
     crf_bi: tuple = (64, 5, 4)    # bilateral kernel: (std in pixels, std in grey levels, weight)
 
     def __post_init__(self):
+        for f in fields(self):
+            kinds = (float, int) if type(f.default) is float else (type(f.default),)
+            if type(v := getattr(self, f.name)) not in kinds: raise ValueError(f"{f.name}: expected {kinds[0].__name__}, got {v!r}")
+            if f.name in _POSITIVE and v < 1: raise ValueError(f"{f.name}: expected at least 1, got {v}")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
 
+_POSITIVE = ("n_feats", "n_static", "n_dynamic", "d", "heads", "crop", "bs", "iters", "round_to")
 CHOICES = dict(norm=("imagenet", "clip"), pool=("patches", "cls"), seg_loss=("balanced", "ce"), aff_loss=("l1", "ce"))
 
 # %% ../nbs/00_config.ipynb #027d26d3

@@ -262,12 +262,30 @@ def read_model(path # file of `save_model`
     "Contents of a file of `save_model`, checked."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a model of `weclip train`, found no such file")
     try:
-        with safe_open(path, "pt") as f: about, state = json.loads(f.metadata()["weclip"]), {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        with safe_open(path, "pt") as f: about, state = dict(json.loads(f.metadata()["weclip"])), {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
         raise ValueError(f"{path}: expected a model of `weclip train` (safetensors), got a damaged or foreign file ({e}); "
                          "train or copy it again") from e
     if about.get("format") != "weclip-1": raise ValueError(f"{path}: expected format weclip-1, got {about.get('format')!r}; update weclip")
     return about, state
+
+def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone, fingerprint)
+    "What a description says, as far as it fits the weights beside it."
+    count = lambda part: len({k.split(".")[1] for k in state if k.startswith(part)})
+    try:
+        classes, cfg = ClassSet(**about["classes"]), from_dict(about["config"])
+        want = dict(d=cfg.d, layers=cfg.layers, n_feats=cfg.n_feats, classes=classes.n_classes)
+        got = dict(d=len(state["conv.bias"]), layers=count("phi."), n_feats=count("mlps."), classes=len(state["pred.bias"]))
+        if want != got: raise ValueError(f"it tells of {want}, its weights are {got}")
+        return classes, cfg, str(about["backbone"]), about["fingerprint"]
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise ValueError(f"{path}: expected a model of `weclip train`, got a damaged description ({e}); copy it again") from e
+
+def _noted(backbone:str, arch:str, path)->str: # a tag, or a file beside `path`
+    "The backbone that a model file names; places outside its own folder are not followed."
+    if backbone in ("tiny", "random", *open_clip.list_pretrained_tags_by_model(arch)): return backbone
+    beside = os.path.join(Path(path).parent, backbone.replace("\\", "/").split("/")[-1])
+    if os.path.isfile(beside): return beside
+    raise FileNotFoundError(f"{path}: was trained on the backbone {backbone!r}, neither a tag nor a file beside it; give its weights as clip (--clip FILE)")
 
 def load_model(path,                     # file of `save_model`
                clip=None,                # backbone as in `load_backbone`; None: the one named in the file
@@ -275,11 +293,10 @@ def load_model(path,                     # file of `save_model`
     )->WeCLIP:                           # in evaluation mode
     "A trained model, ready to predict."
     about, state = read_model(path)
-    classes, backbone = ClassSet(**about["classes"]), clip or about["backbone"]
-    model = build(backbone, from_dict(about["config"]), classes, arch)
-    if (got := fingerprint(model.clip)) != about["fingerprint"]:
-        raise ValueError(f"{path}: expected the backbone {about['backbone']} ({about['fingerprint']}) it was trained on, "
-                         f"got {backbone} ({got})")
+    classes, cfg, backbone, mark = _rebuilt(about, state, path)
+    model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
+    if (got := fingerprint(model.clip)) != mark:
+        raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, got {clip or backbone} ({got})")
     load_decoder(model, state, path)
     return model.eval()
 

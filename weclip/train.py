@@ -75,21 +75,33 @@ def load_checkpoint(path,         # file of `save_checkpoint`
                     opt           # of `optimiser`, changed in place
     )->tuple:                     # (iterations done, history)
     "Restore a run in place; refuses another configuration, backbone or a damaged file."
-    try: state = torch.load(path, map_location=next(model.decoder.parameters()).device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=next(model.decoder.parameters()).device, weights_only=True)
+        was, decoder, opt_state, i, history = (kind(state[k]) for k, kind in dict(about=dict, decoder=dict, opt=dict, i=int, history=list).items())
+        config, mark, classes = dict(was["config"]), was["fingerprint"], list(was["classes"]["classes"])
     except Exception as e:
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
-    was, now = state["about"], describe(model, "run")
-    if odd := [f"{k} was {was['config'].get(k)!r}, now {v!r}" for k, v in now["config"].items() if was["config"].get(k) != v]:
+    now = describe(model, "run")
+    if odd := [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]:
         raise ValueError(f"{path}: expected the settings of the stopped run, but {'; '.join(odd)}; "
                          "continue with those or choose another folder")
-    if (a := was["classes"]["classes"]) != (b := now["classes"]["classes"]):
-        raise ValueError(f"{path}: expected the classes of the stopped run, {', '.join(a)}, got {', '.join(b)}; did the tags change?")
-    if was["fingerprint"] != now["fingerprint"]:
-        raise ValueError(f"{path}: expected the backbone {was['fingerprint']}, got {now['fingerprint']}")
-    load_decoder(model, state["decoder"], path)
-    opt.load_state_dict(state["opt"])
-    return state["i"], state["history"]
+    if classes != (b := list(now["classes"]["classes"])):
+        raise ValueError(f"{path}: expected the classes of the stopped run, {', '.join(classes)}, got {', '.join(b)}; did the tags change?")
+    if mark != now["fingerprint"]: raise ValueError(f"{path}: expected the backbone {mark}, got {now['fingerprint']}")
+    if not 0 <= i <= model.cfg.iters: raise ValueError(f"{path}: expected 0 to {model.cfg.iters} iterations done, got {i}; delete it to start again")
+    load_decoder(model, decoder, path)
+    _load_moments(opt, opt_state, path)
+    return i, history
+
+def _load_moments(opt, state:dict, path)->None:
+    "The optimiser's state, if it fits the parameters."
+    params = [p for g in opt.param_groups for p in g["params"]]
+    try:
+        odd = [k for k, s in state["state"].items() if {s["exp_avg"].shape, s["exp_avg_sq"].shape} != {params[k].shape}]
+        if odd: raise ValueError(f"moments of other shapes: {odd}")
+        opt.load_state_dict(state)
+    except Exception as e: raise ValueError(f"{path}: expected the optimiser's state, got a damaged one ({e}); delete it to start again") from e
 
 # %% ../nbs/14_train.ipynb #95185ab2
 def example_pictures(out,      # `Output` of the batch
