@@ -82,9 +82,9 @@ class Segmentation(NDArrayOperatorsMixin):
         return _encode(quantise(np.asarray(row), 128))
 
 # %% ../nbs/15a_segmentation.ipynb #fd4ece48
-def thumb(a:np.ndarray,                    # picture, (H, W, 3) uint8
-          how=Image.Resampling.LANCZOS,    # of Pillow; NEAREST for masks
-          side:int=320,                    # pixels at most, of the longer side
+def thumb(a:np.ndarray,                 # picture, (H, W, 3) uint8
+          how=Image.Resampling.LANCZOS, # of Pillow; NEAREST for masks
+          side:int=320,                 # pixels at most, of the longer side
     )->Image.Image:
     "A picture, shrunk where it is larger than `side` pixels."
     im, r = Image.fromarray(a), min(1., side/max(a.shape[:2]))
