@@ -84,11 +84,11 @@ def page(model:WeCLIP # trained
         if not path: raise gr.Error("Drop a picture first.")
         try: return [_enlarged(x) if isinstance(x, np.ndarray) else x for x in answer(model, path, tags)]
         except (ValueError, ImportError) as e: raise gr.Error(str(e)) from e
-    with gr.Blocks(title="WeCLIP", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="WeCLIP", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", sources=["upload", "clipboard"], label="picture", height=300)
+                image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture", height=300)  # the file itself
                 tags = gr.Dropdown(list(model.classes.classes), multiselect=True, value=[], label="tags")
                 button = gr.Button("Segment", variant="primary")
             cams = [_picture(gr, f"{name} CAM") for name in ("initial", "refined")]
@@ -103,8 +103,8 @@ def _shown(gr, name)->tuple: # (picture, legend), one above the other
     with gr.Column(): return _picture(gr, name), gr.HTML()
 
 def _enlarged(a:np.ndarray)->np.ndarray:
-    "A small picture as large as its frame allows, pixel by pixel, as browsers would not."
-    k = max(1, 300//max(a.shape[:2]))
+    "A small picture large enough to fill its frame, which shrinks but does not enlarge."
+    k = max(1, 600//max(a.shape[:2]))
     return a.repeat(k, 0).repeat(k, 1)
 
 def serve(model:WeCLIP,         # trained
@@ -115,6 +115,6 @@ def serve(model:WeCLIP,         # trained
     "Open the page."
     blocks = page(model)
     try:
-        blocks.launch(server_name=host, server_port=port, prevent_thread_lock=not wait, share=False, ssr_mode=False, footer_links=[])
+        blocks.launch(server_name=host, server_port=port, prevent_thread_lock=not wait, show_error=True, share=False, ssr_mode=False, footer_links=[])
     except OSError as e: raise ValueError(f"{host}:{port}: expected a free port, got none ({e}); name another one") from e
     return blocks
