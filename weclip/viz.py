@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 import torch
 
 from .classes import voc_palette
@@ -96,21 +96,19 @@ def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uin
 # %% ../nbs/02_viz.ipynb #220a5447
 def legend(names,          # by class id; `ClassSet.names`
            ids=None,       # ids to list, e.g. those of a mask; None: all
-           height:int=16,  # of a line, pixels
-           palette=None,   # as in `colour_mask`
+           height:int=16,  # of a line, pixels; the letters' size follows
+           palette=None    # red, green, blue by id, (256, 3) uint8; None: VOC's
     )->np.ndarray:         # (lines*height, W, 3) uint8
     "Colour and name of each class, one per line."
-    ids = range(len(names)) if ids is None else sorted({int(i) for i in _np(ids).flat} - {255})
-    texts, palette = [str(names[i]) for i in ids], voc_palette() if palette is None else palette
-    img = Image.new("RGB", (height + 8 + max((round(_text_width(t)) for t in texts), default=0), max(len(texts), 1)*height), "white")
-    draw = ImageDraw.Draw(img)
+    ids = range(len(names)) if ids is None else sorted(set(np.unique(_np(ids)).astype(int).tolist()) - {255})
+    texts, font = [str(names[i]) for i in ids], ImageFont.load_default(size=height*10/16)
+    img = Image.new("RGB", (height + 8 + max((round(font.getlength(t)) for t in texts), default=0), max(len(texts), 1)*height), "white")
+    draw, edge = ImageDraw.Draw(img), height//8
     for row, (i, text) in enumerate(zip(ids, texts)):
-        draw.rectangle((2, row*height + 2, height - 2, (row + 1)*height - 3), fill=tuple(palette[i].tolist()), outline="grey")
-        draw.text((height + 4, row*height + height//2), text, fill="black", anchor="lm")
+        colour = tuple(colour_mask(i, palette).tolist())
+        draw.rectangle((edge, row*height + edge, height - edge, (row + 1)*height - edge - 1), fill=colour, outline="grey")
+        draw.text((height + 4, row*height + height//2), text, fill="black", anchor="lm", font=font)
     return np.asarray(img)
-
-def _text_width(text:str)->float:
-    return ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text)
 
 # %% ../nbs/02_viz.ipynb #b70ae0ea
 def save_sheet(path,           # file to write, its ending names the format
