@@ -148,11 +148,12 @@ def unpack(archive,            # tar, tar.gz or zip
     except _DAMAGE as e: raise ValueError(f"{archive}: expected a complete archive, got one that is damaged or cut short ({e}); delete it and fetch it again") from e
 
 # %% ../nbs/04c_field.ipynb #a31cd642
-def _wanted(lost, root):
+def _wanted(lost, root, download):
     "What to bring, and where to."
-    rows = [f"  {a.name}  {a.size:g} GB  MD5 {a.md5}\n    {a.url}{' (after logging in)' if a.login else ''}{why}" for a, why in lost]
+    rows = [f"  {a.name}  {a.size:g} GB  MD5 {a.md5}{' (optional: only for the test server)' if a.login else ''}\n"
+            f"    {a.url}{' (after logging in)' if a.login else ''}{why}" for a, why in lost]
     return (f"{root}: the published files are not there. Put these into it, and run this again to check, unpack and build:\n" + "\n".join(rows)
-            + "\nor let --download fetch what needs no login")
+            + ("" if download else "\nor let --download fetch what needs no login"))
 
 def _obtain(root, ready, download, progress):
     "Fetch if asked, check and unpack archives; `ready`: key of `ARCHIVES` -> is its content in place without it?"
@@ -168,7 +169,7 @@ def _obtain(root, ready, download, progress):
         _check_md5(path, a.md5)
         unpack(path, root, progress)
         done.touch()
-    if lost: raise FileNotFoundError(_wanted(lost, root))
+    if not all(a.login for a, _ in lost): raise FileNotFoundError(_wanted(lost, root, download))
 
 # %% ../nbs/04c_field.ipynb #b326c1b1
 def _need(module):
@@ -271,11 +272,12 @@ def build_voc(root,               # folder of the archives, or with VOCdevkit; V
     )->Path:                      # VOC2012
     "VOC 2012 and SBD in the field's layout; what is there is kept."
     root = Path(root)
-    _obtain(root, dict(voc=_has_voc(root), test=True), download, progress)
+    there = _has_voc(root)
+    built = there and _all_there(_voc_root(root), ("train_aug", "val"))
+    wanted = dict(voc=there, test=there and (_lists(_voc_root(root))/"test.txt").exists())
+    _obtain(root, wanted if built else wanted | dict(sbd=_sbd_folder(root, sbd) is not None), download, progress)
     voc = _voc_root(root)
-    if not _all_there(voc, ("train_aug", "val")):
-        _obtain(root, dict(sbd=_sbd_folder(root, sbd) is not None), download, progress)
-        _augment(voc, _sbd_folder(root, sbd), workers, progress)
+    if not built: _augment(voc, _sbd_folder(root, sbd), workers, progress)
     if tags_from or not any((_lists(voc)/f).exists() for f in ("tags.json", "cls_labels_onehot.npy")):
         ids = list(dict.fromkeys(i for s in ("train_aug", "val") for i in _read_split(voc, s)))
         tags = read_tags(voc, ids, VOC.classes, tags_from or "xml")
@@ -290,7 +292,9 @@ def _region(ann, hw):
     if isinstance(seg, list): seg = rle.merge(rle.frPyObjects(seg, *hw)) if seg else dict(size=list(hw), counts=[hw[0]*hw[1]])
     if isinstance(seg["counts"], list): seg = rle.frPyObjects(seg, *seg["size"])
     if tuple(seg["size"]) != tuple(hw): raise ValueError(f"run lengths of {seg['size'][1]}x{seg['size'][0]} pixels")
-    return rle.decode(seg).astype(bool)
+    region = rle.decode(seg)
+    if region.sum() != rle.area(seg): raise ValueError("run lengths that end before the picture does")  # the rest would be whatever lay in memory
+    return region.astype(bool)
 
 def coco_mask(anns,                # annotations of one picture, as in the instances file
               hw:tuple,            # height and width, pixels
@@ -390,7 +394,8 @@ def survey(root,    # the folder, in VOC2012 layout
            classes, # `ClassSet`: VOC or COCO
     )->dict:        # split -> counts listed, pictures, masks, tagged (None: no list), published
     "Count what a data set has of what was published."
-    root = _voc_root(root)
+    try: root = _voc_root(root)
+    except FileNotFoundError as e: raise FileNotFoundError(f"{e}\nto build it: weclip data {classes.name} {root}") from e
     pictures, masks = _present(root/"JPEGImages"), _present(_first((), (p for p in (root/"SegmentationClassAug", root/"SegmentationClass") if p.is_dir())))
     rows = {}
     for split, published in SIZES[classes.name].items():
