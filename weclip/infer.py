@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'fit_size', 'fit', 'multi_scale_logits', 'dense_crf', 'as_rgb', 'network_input', 'predict', 'confidence',
-           'crf_pool', 'predict_stream', 'evaluate']
+           'crf_pool', 'predict_stream', 'evaluate', 'evaluation_hours']
 
 # %% ../nbs/15_infer.ipynb #09a0a996
 from collections import deque
@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import islice
 import multiprocessing as mp
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from PIL import Image
@@ -283,3 +284,21 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
                 (Path(out)/m).mkdir(parents=True, exist_ok=True)
                 save_mask(Path(out)/m/f"{key}.png", ids[m], palette)
     return {m: scores(conf[m], model.classes.names) for m in modes}
+
+# %% ../nbs/15_infer.ipynb #49273ce7
+def evaluation_hours(model,          # as in `evaluate`
+                     data,           # a `SegData` with masks
+                     modes=MODES,    # as in `evaluate`
+                     workers:int=1,  # as in `evaluate`
+                     pictures:int=4, # to try
+    )->float:              # hours
+    "How long `evaluate` will take, from a few pictures spread over the set."
+    ids = data.ids[::max(1, len(data.ids)//pictures)][:pictures]
+    def seconds(ids, modes): # per picture
+        triples, start = [(i, *data.read(i)) for i in ids], perf_counter()
+        evaluate(model, triples, modes=modes, workers=0, progress=False)
+        return (perf_counter() - start)/len(ids)
+    seconds(ids[:1], modes)  # the first forward is slower than those to come
+    net = seconds(ids, tuple(m for m in modes if m != "crf") or ("ms",))
+    crf = max(0, seconds(ids, modes) - net) if "crf" in modes else 0
+    return len(data.ids)*(max(net, crf/workers) if workers else net + crf)/3600
