@@ -45,7 +45,7 @@ def tower_size(name:str # as in `arch_config`
     )->dict:            # n_blocks; patch, pixels
     "Depth and patch side of an image tower, as `preset` takes them."
     v = arch_config(name)["vision_cfg"]
-    return dict(n_blocks=v["layers"], patch=v["patch_size"])
+    return dict(n_blocks=v.get("layers", 12), patch=v.get("patch_size", 16))  # open_clip's own defaults
 
 # %% ../nbs/05_clip.ipynb #518e6d7a
 def read_weights(path:str|Path # .pt state dict, TorchScript archive or .safetensors
