@@ -5,24 +5,26 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'setting', 'find_pictures', 'readable', 'settings_of', 'config_of', 'modes', 'open_model', 'cmd_demo',
            'cmd_train', 'cmd_evaluate', 'cmd_bench', 'cmd_predict', 'cmd_pseudo', 'cmd_scenes', 'cmd_tinyclip',
-           'parser', 'main']
+           'cmd_hub', 'cmd_export', 'parser', 'main']
 
 # %% ../nbs/20_cli.ipynb #5aaae22d
 from argparse import ArgumentParser, ArgumentTypeError
 from ast import literal_eval
 from dataclasses import fields
 from pathlib import Path
-import logging, os, sys
+import json, logging, os, sys
 import torch
 from tqdm import tqdm
 from .bench import bench, report
 from .clip import tower_size
 from .config import PROFILES, RECIPES, Config, preset
 from .data import open_data, read_image, save_mask
+from .export import export
+from .hub import from_pretrained, push_to_hub, write_folder
 from .infer import MODES, evaluate, predict_stream
 from .job import demo, open_training, run_job, table, write_json
 from .metrics import format_scores
-from .model import AMP, ARCH, WeCLIP, build, load_model, load_released, save_model
+from .model import AMP, ARCH, WeCLIP, build, load_model, load_released, read_model, save_model
 from .parallel import join, leave
 from .pseudo import STAGES, preview
 from .scenes import write_scenes
@@ -90,6 +92,8 @@ def open_model(a # parsed arguments
     if not a.checkpoint:
         print("note: no --checkpoint: using the small decoder that was trained on the built-in scenes; "
               "on photographs its masks mean nothing", file=sys.stderr)
+    if Path(path).is_dir() or str(path).startswith("hf:"):
+        return from_pretrained(str(path).removeprefix("hf:"), a.clip, a.arch).to(a.device)
     if str(path).endswith((".pth", ".pt")): return load_released(a.clip, path, a.classes or "voc").to(a.device)
     return load_model(path, a.clip, a.arch).to(a.device)
 
@@ -168,18 +172,35 @@ def cmd_tinyclip(a # parsed arguments
     model = train_tiny(a.out, a.samples, a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
     save_tiny(model, Path(a.out)/"shipped"); print(Path(a.out)/"shipped")
 
+# %% ../nbs/20_cli.ipynb #d2b441c0
+def cmd_hub(a # parsed arguments
+    )->None:
+    "Make a folder of a trained model: weights, description, model card with the scores beside it; --push sends it to the Hugging Face Hub."
+    about, state = read_model(a.checkpoint)
+    near = [Path(a.checkpoint).with_name(n) for n in ("results.json", "scores.json")]
+    scores = Path(a.results) if a.results else next((p for p in near if p.is_file()), None)
+    folder = write_folder(a.out, about, state, json.loads(scores.read_text(encoding="utf-8")) if scores else None, a.license)
+    print(f"written: {folder} (scores: {scores or 'none found'}); read {folder/'README.md'} before others do")
+    if a.push: print(f"sent: {push_to_hub(folder, a.push, a.public)}")
+
+def cmd_export(a # parsed arguments
+    )->None:
+    "Write the prediction path of a trained model as one program for any size of picture, and check it against the model."
+    off = export(open_model(a), a.out, a.tol)
+    print(f"written: {a.out}; logits within {off['logits']:.1e} of the model's, {100*off['pixels']:.2f} % of the mask's pixels agree")
+
 # %% ../nbs/20_cli.ipynb #8497cdcf
 def parser()->ArgumentParser: # its results carry `run`, the function to call with them
     "All subcommands and their arguments."
     p = ArgumentParser("weclip", description="WeCLIP: train a segmenter from image tags on a frozen CLIP.",
                        epilog="weclip COMMAND --help tells a command's arguments.")
     subs = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    def command(name, run, out=None):
+    def command(name, run, out=None, what="folder to write"):
         s = subs.add_parser(name, help=run.__doc__, description=run.__doc__)
         s.set_defaults(run=run)
         s.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute (%(default)s)")
         s.add_argument("--seed", type=int, default=1, help="of data order, crops and initial weights (%(default)s)")
-        s.add_argument("--out", default=out, required=out == "", help="folder to write" + (f" ({out})" if out else ""))
+        s.add_argument("--out", default=out, required=out == "", help=what + (f" ({out})" if out else ""))
         return s
     def settings(s, profile="voc"):
         s.add_argument("--profile", default=profile, choices=PROFILES, help="settings for a data set (%(default)s)")
@@ -202,7 +223,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
         s.add_argument("--workers", type=int, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
         s.add_argument("--no-crf", action="store_true", help="leave DenseCRF out")
     def mixed(s): s.add_argument("--amp", choices=AMP, help="mixed precision of encoder and decoder in training (off)")
-    def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, or the authors' .pth"); backbone(s, None)
+    def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, a folder of `weclip hub`, hf:user/name, or the authors' .pth"); backbone(s, None)
 
     s = command("demo", cmd_demo, "runs/demo"); settings(s); backbone(s, "tiny"); running(s); mixed(s)
     s.add_argument("--data", help="a VOC2012 folder instead of the built-in scenes"); splits(s, "train", "val", data=False)
@@ -222,6 +243,12 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s = command("tinyclip", cmd_tinyclip, "")
     s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
     s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
+    s = command("hub", cmd_hub, ""); s.add_argument("--checkpoint", required=True, help="model.safetensors of a run")
+    s.add_argument("--results", help="results.json or scores.json; what lies beside the checkpoint if left out")
+    s.add_argument("--license", default="apache-2.0", help="of the decoder's weights, the Hub's identifier (%(default)s)")
+    s.add_argument("--push", metavar="USER/NAME", help="repository to send it to"); s.add_argument("--public", action="store_true", help="a new repository is for all")
+    s = command("export", cmd_export, "", "file to write, .pt2 or .onnx"); trained(s)
+    s.add_argument("--tol", type=float, default=1e-4, help="largest difference that passes, relative to the largest logit (%(default)s)")
     s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
     return p

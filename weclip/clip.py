@@ -177,9 +177,10 @@ class Encoded(NamedTuple):
 class FrozenCLIP(nn.Module):
     "Image tower of an open_clip CLIP that never trains and takes any image size, §3.2."
     def __init__(self, clip:nn.Module, # open_clip's CLIP with a plain ViT; its parameters are frozen, not copied
-                 arch:str=None):       # open_clip's name of the architecture, noted in files
+                 arch:str=None,        # open_clip's name of the architecture, noted in files
+                 weights:str=""):      # where its weights came from, noted in files
         super().__init__()
-        self.arch = arch
+        self.arch, self.weights = arch, weights
         self.visual = v = plain_vit(clip.visual).requires_grad_(False).eval()
         self.patch, self.heads, self.n_blocks = v.conv1.stride[0], self.blocks[0].attn.num_heads, len(self.blocks)
         self.width, self.embed_dim = v.proj.shape

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['AMP', 'ARCH', 'Output', 'Frozen', 'WeCLIP', 'load_backbone', 'build', 'load_released', 'read_checkpoint',
-           'fingerprint', 'describe', 'save_model', 'read_model', 'load_model', 'load_decoder']
+           'fingerprint', 'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'load_decoder']
 
 # %% ../nbs/13_model.ipynb #948c8dd7
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 import hashlib, json, logging, os
-import open_clip, torch
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -218,7 +218,7 @@ def build(clip="tiny",         # as in `load_backbone`
     )->WeCLIP:                 # on the CPU
     "A model from a backbone and settings, with a new decoder, seeded by `cfg.seed`, unless one is given."
     model, tokenizer = load_backbone(clip, arch)
-    tower = FrozenCLIP(model, None if _is(clip, "tiny") else arch.replace("/", "-"))
+    tower = FrozenCLIP(model, None if _is(clip, "tiny") else arch.replace("/", "-"), "a state dict" if isinstance(clip, dict) else str(clip))
     cfg = cfg or (preset("scenes") if _is(clip, "tiny") else preset("voc", n_blocks=tower.n_blocks, patch=tower.patch))
     if cfg.n_feats == Config.n_feats < tower.n_blocks - 1:
         logging.getLogger(__name__).warning(f"n_feats: the decoder reads {cfg.n_feats} of this tower's {tower.n_blocks} blocks; "
@@ -265,22 +265,28 @@ def fingerprint(clip:FrozenCLIP # image tower
     return hashlib.sha256(b"".join(p.detach().float().cpu().contiguous().numpy().tobytes() for p in parts)).hexdigest()[:12]
 
 def describe(model:WeCLIP, # to be written down
-             backbone:str  # as in `load_backbone`
+             backbone=None # as in `load_backbone`; None: what it was built with
     )->dict:               # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
-    return dict(format="weclip-1", backbone=str(backbone), arch=model.clip.arch, fingerprint=fingerprint(model.clip), config=to_dict(model.cfg),
+    return dict(format="weclip-1", backbone=str(backbone or model.clip.weights), arch=model.clip.arch, fingerprint=fingerprint(model.clip), config=to_dict(model.cfg),
                 classes=asdict(model.classes))
 
 def save_model(path,               # file to write
                model:WeCLIP,       # only its decoder's weights are stored
-               backbone="tiny",    # as in `load_backbone`; noted in the file
+               backbone=None,      # as in `load_backbone`, noted in the file; None: what the model was built with
                dtype=torch.float32 # of the stored weights
     )->None:
     "Write decoder, settings and class names as one safetensors file, all or nothing."
+    write_model(path, describe(model, backbone), {k: v.detach().to(dtype).cpu() for k, v in model.decoder.state_dict().items()})
+
+def write_model(path,      # file to write
+                about:dict, # of `describe`
+                state:dict  # decoder's state dict
+    )->None:
+    "The file of `save_model` from its two parts."
     path, part = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().to(dtype).cpu().contiguous() for k, v in model.decoder.state_dict().items()}
-    save_file(weights, part, metadata=dict(weclip=json.dumps(describe(model, backbone))))
+    save_file({k: v.contiguous() for k, v in state.items()}, part, metadata=dict(weclip=json.dumps(about)))
     os.replace(part, path)
 
 def read_model(path # file of `save_model`
