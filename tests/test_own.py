@@ -248,7 +248,7 @@ def test_train_then_predict_needs_nothing_else(mine, run, tmp_path, capsys):
     try: assert main(args) == 0
     finally:
         for f in ("tags.csv", "classes.yaml"): (mine/f"{f}.away").rename(mine/f)
-    assert "1 bird, 2 bus" in capsys.readouterr().out
+    assert "1 bird, 2 car" in capsys.readouterr().out
     masks = sorted(tmp_path.glob("*.png")); assert len(masks) == 8
     assert np.array(Image.open(masks[0]).getpalette()).reshape(-1, 3)[:9].tolist() == [[0, 0, 0], *([10*k + 10, 0, 255] for k in range(8))]
 

@@ -140,7 +140,7 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
 
     keep = candidates(img_idx, tag_idx, len(x), len(text_fg), len(text_bg))
     def score(z):
-        logits = class_logits(clip, clip.visual.ln_post(z).mean(1), text, keep)
+        logits = class_logits(clip, clip.image_vector(z), text, keep)
         return logits.softmax(-1), logits
     scores, back, logits = vjp(score, z[:, rows][img_idx], has_aux=True)
     dz, = back(F.one_hot(tag_idx, len(text)).to(scores))                                    # (P, R, D)

@@ -6,29 +6,33 @@
 __all__ = ['LONG', 'setting', 'find_pictures', 'from_stdin', 'refuse_overwriting', 'settings_of', 'modes', 'open_model',
            'config_of', 'check_source', 'own_model', 'open_source', 'cmd_demo', 'cmd_train', 'cmd_evaluate',
            'cmd_bench', 'cmd_predict', 'cmd_app', 'cmd_pseudo', 'cmd_scenes', 'cmd_tinyclip', 'open_found',
-           'cmd_inspect', 'cmd_data', 'cmd_pack', 'data_parser', 'parser', 'main']
+           'cmd_inspect', 'cmd_data', 'cmd_pack', 'data_parser', 'cmd_hub', 'cmd_export', 'parser', 'main']
 
 # %% ../nbs/20_cli.ipynb #5aaae22d
 from argparse import ArgumentParser, ArgumentTypeError
 from ast import literal_eval
 from dataclasses import fields, replace
 from pathlib import Path
-import logging, sys
+import json, logging, os, sys
 import torch
 from tqdm import tqdm
 from .app import serve
 from .bench import bench, report
 from .classes import CLASS_SETS, SCENES, ClassSet
+from .clip import tower_size
 from .config import PROFILES, RECIPES, Config, preset
 from .data import SegData, open_data, save_mask
+from .export import export
 from .field import build_coco, build_voc, complete, counts_table, pack_voc, survey
+from .hub import push_to_hub, write_folder
 from .infer import MODES, evaluate, evaluation_hours
 from .inspection import cam_sheets, format_report, inspect_set
 from .job import demo, forecast, open_training, run_job, table, write_json
 from .metrics import format_scores
-from .model import WeCLIP, build, save_model
+from .model import AMP, ARCH, WeCLIP, build, read_model, save_model
 from .outputs import FORMATS, writer
 from .own import SUFFIXES, find_images, findings, open_images
+from .parallel import join, leave
 from .pseudo import STAGES, preview
 from .scenes import write_scenes
 from .segmentation import SHIPPED, SHIPPED_NOTE, open_checkpoint, read_ahead, segment_stream
@@ -81,8 +85,8 @@ def refuse_overwriting(files, # of Path, pictures
 # %% ../nbs/20_cli.ipynb #0ea43ad8
 def settings_of(a # parsed arguments
     )->dict:      # single fields of `Config`
-    "What --seed and --set say; the latter wins."
-    return {"seed": a.seed, **dict(a.set)}
+    "What --seed, --amp and --set say; the last wins."
+    return {"seed": a.seed, **({"amp": a.amp} if getattr(a, "amp", None) else {}), **dict(a.set)}
 
 def modes(a   # parsed arguments
     )->tuple: # some of `MODES`
@@ -93,7 +97,7 @@ def open_model(a # parsed arguments
     )->WeCLIP:   # on the chosen device, in evaluation mode
     "The model that --checkpoint names, or the small one the package ships."
     if not a.checkpoint: print(f"note: no --checkpoint: {SHIPPED_NOTE}", file=sys.stderr)
-    return open_checkpoint(a.checkpoint or SHIPPED, a.clip, a.classes).to(a.device)
+    return open_checkpoint(a.checkpoint or SHIPPED, a.clip, a.classes, a.arch).to(a.device)
 
 # %% ../nbs/20_cli.ipynb #c7e165fa
 def config_of(a # parsed arguments
@@ -106,7 +110,8 @@ def config_of(a # parsed arguments
         if iters < 1: raise ValueError(f"--iters: expected at least 1, got {iters}")
         usual = preset(profile, a.recipe)
         fields.update(iters=iters, switch=round(usual.switch*iters/usual.iters))
-    return preset(profile, a.recipe, **{**fields, **settings_of(a)})
+    tower = {} if a.clip == "tiny" else tower_size(a.arch)
+    return preset(profile, a.recipe, **tower, **{**fields, **settings_of(a)})
 
 def check_source(a # parsed arguments
     )->None:
@@ -126,7 +131,7 @@ def own_model(a,               # parsed arguments
         print(f"note: the {a.clip} CLIP knows nothing of photographs: on them everything runs, but no number or mask means anything", file=sys.stderr)
     if a.clip == "tiny" and not a.classes:
         classes = replace(classes, template=SCENES.template, background=[w for w in SCENES.background if w not in classes.classes])
-    return build(a.clip, replace(config_of(a), classes=classes.name), classes).to(a.device)
+    return build(a.clip, replace(config_of(a), classes=classes.name), classes, a.arch).to(a.device)
 
 def open_source(a,             # parsed arguments
                 training=False # random crops for training, or whole pictures
@@ -135,7 +140,7 @@ def open_source(a,             # parsed arguments
     check_source(a)
     model = open_model(a) if getattr(a, "checkpoint", None) else None
     if a.images is None:
-        model = model or build(a.clip, config_of(a), a.classes).to(a.device)
+        model = model or build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
         if training: return model, open_training(model, a.data, a.train_split, a.tags_from)
         return model, open_data(a.data, a.train_split, model.classes.classes, tags_from=a.tags_from, norm=model.cfg.norm)
     c = model.cfg if model else config_of(a)
@@ -154,19 +159,23 @@ def cmd_demo(a # parsed arguments
         return
     if a.clip in ("tiny", "random"):
         print(f"note: the {a.clip} CLIP knows nothing of these photographs: the run shows that everything works, its scores mean nothing")
-    model = build(a.clip, config_of(a), a.classes).to(a.device)
+    model = build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
     run_job(model, a.data, a.out, a.train_split, a.val_split, a.clip, a.resume, modes(a), a.workers)
 
 def cmd_train(a # parsed arguments
     )->None:
     "Train the decoder on your own pictures (--images, --tags) or a VOC2012 folder; only tags are read, masks with --set supervised=True."
+    ranks, a.device = join(a.device)
+    def say(line):
+        if ranks.rank == 0: print(line, flush=True)
     model, data = open_source(a, training=True)
     loss = loss_for(model.cfg)
-    print(f"training on {len(data)} pictures of {len(data.names)} classes; {model.n_learnable()/1e6:.2f} M learnable parameters")
-    print(forecast(model, data, loss), flush=True)
-    train(model, data, a.out, a.resume, loss, workers=a.workers)
-    save_model(Path(a.out)/"model.safetensors", model, a.clip)
-    print(f"written: {Path(a.out)/'model.safetensors'}")
+    say(f"training on {len(data)} pictures of {len(data.names)} classes in {ranks.size} process{'es'*(ranks.size > 1)}; {model.n_learnable()/1e6:.2f} M learnable parameters")
+    if ranks.rank == 0: say(forecast(model, data, loss))
+    train(model, data, a.out, a.resume, loss, workers=a.workers, ranks=ranks)
+    if ranks.rank == 0: save_model(Path(a.out)/"model.safetensors", model, a.clip)
+    say(f"written: {Path(a.out)/'model.safetensors'}")
+    leave(ranks)
 
 LONG = 500  # pictures from which on the hours of an evaluation are told before it starts
 
@@ -238,7 +247,7 @@ def open_found(a # parsed arguments
         lists = {k: getattr(found, k) for k in ("untagged", "missing", "twice", "respelt")}
         if a.strict and (said := findings(found)): raise ValueError(f"{a.images}: {'; '.join(said)}")
         return own_model(a, found.classes), SegData(found.images, found.tags, found.classes.classes), findings(found), lists
-    model = build(a.clip, config_of(a), a.classes).to(a.device)
+    model = build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
     every = open_data(a.data, a.train_split, model.classes.classes, tags_from=None).ids
     data = open_data(a.data, a.train_split, model.classes.classes, tags_from=a.tags_from)
     lost = sorted(set(every) - set(data.ids))
@@ -302,18 +311,35 @@ def data_parser(subs # sub-commands of `weclip`
     s.add_argument("--split", default="test", help="the list (%(default)s)")
     s.add_argument("--competition", default="comp6", choices=("comp5", "comp6"), help="comp5: trained on VOC alone; comp6: on other data too (%(default)s)")
 
+# %% ../nbs/20_cli.ipynb #d2b441c0
+def cmd_hub(a # parsed arguments
+    )->None:
+    "Make a folder of a trained model: weights, description, model card with the scores beside it; --push sends it to the Hugging Face Hub."
+    about, state = read_model(a.checkpoint)
+    near = [Path(a.checkpoint).with_name(n) for n in ("results.json", "scores.json")]
+    scores = Path(a.results) if a.results else next((p for p in near if p.is_file()), None)
+    folder = write_folder(a.out, about, state, json.loads(scores.read_text(encoding="utf-8")) if scores else None, a.license)
+    print(f"written: {folder} (scores: {scores or 'none found'}); read {folder/'README.md'} before others do")
+    if a.push: print(f"sent: {push_to_hub(folder, a.push, a.public)}")
+
+def cmd_export(a # parsed arguments
+    )->None:
+    "Write the prediction path of a trained model as one program for any size of picture, and check it against the model."
+    off = export(open_model(a), a.out, a.tol)
+    print(f"written: {a.out}; logits within {off['logits']:.1e} of the model's, {100*off['pixels']:.2f} % of the mask's pixels agree")
+
 # %% ../nbs/20_cli.ipynb #8497cdcf
 def parser()->ArgumentParser: # its results carry `run`, the function to call with them
     "All subcommands and their arguments."
     p = ArgumentParser("weclip", description="WeCLIP: train a segmenter from image tags on a frozen CLIP.",
                        epilog="weclip COMMAND --help tells a command's arguments.")
     subs = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    def command(name, run, out=None):
+    def command(name, run, out=None, what="folder to write"):
         s = subs.add_parser(name, help=run.__doc__, description=run.__doc__)
         s.set_defaults(run=run)
         s.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute (%(default)s)")
         s.add_argument("--seed", type=int, default=1, help="of data order, crops and initial weights (%(default)s)")
-        s.add_argument("--out", default=out, required=out == "", help="folder to write" + (f" ({out})" if out else ""))
+        s.add_argument("--out", default=out, required=out == "", help=what + (f" ({out})" if out else ""))
         return s
     def settings(s):
         s.add_argument("--profile", choices=PROFILES, help="settings for a data set (voc; for --images: own, scenes with the tiny CLIP)")
@@ -323,6 +349,8 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     def backbone(s, default="openai"):
         s.add_argument("--clip", default=default, help="frozen CLIP: 'openai' (downloaded by open_clip), a file of weights, "
                        "'tiny' (shipped), 'random' (untrained)" + (f" ({default})" if default else "; as noted in the checkpoint"))
+        s.add_argument("--arch", default=ARCH if default else None, help="architecture of --clip, a plain ViT of open_clip such as ViT-B-32, ViT-L-14 or "
+                       f"ViT-H-14 ({ARCH if default else 'as noted in the checkpoint'})")
         s.add_argument("--classes", help="voc | coco | scenes, or a YAML file; left out: the profile's own, or the tags of --images")
     def splits(s, *names, data=True):
         if data: s.add_argument("data", nargs=None if "val" in names else "?", help="folder in VOC2012 layout")
@@ -338,16 +366,17 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     def running(s):
         s.add_argument("--workers", type=int, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
         s.add_argument("--no-crf", action="store_true", help="leave DenseCRF out")
-    def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, or the authors' .pth"); backbone(s, None)
+    def mixed(s): s.add_argument("--amp", choices=AMP, help="mixed precision of encoder and decoder in training (off)")
+    def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, a folder of `weclip hub`, hf:user/name, or the authors' .pth"); backbone(s, None)
 
-    s = command("demo", cmd_demo, "runs/demo"); settings(s); backbone(s, "tiny"); running(s)
+    s = command("demo", cmd_demo, "runs/demo"); settings(s); backbone(s, "tiny"); running(s); mixed(s)
     s.add_argument("--data", help="a VOC2012 folder instead of the built-in scenes"); splits(s, "train", "val", data=False)
     s.add_argument("--train", type=int, default=6400, help="scenes to train on (%(default)s)")
     s.add_argument("--val", type=int, default=200, help="scenes to score (%(default)s)")
     s.add_argument("--resume", action="store_true", help="continue a stopped run")
     s = command("inspect", cmd_inspect, "runs/inspect"); settings(s); backbone(s); splits(s, "train")
     s.add_argument("--sheet", type=int, default=6, help="pictures on each class's sheet of CAMs; 0: no sheets (%(default)s)")
-    s = command("train", cmd_train, ""); settings(s); backbone(s); splits(s, "train"); running(s)
+    s = command("train", cmd_train, ""); settings(s); backbone(s); splits(s, "train"); running(s); mixed(s)
     s.add_argument("--iters", type=int, help="iterations, the switch of the refinement in proportion (the profile's)")
     s.add_argument("--resume", action="store_true", help="continue a stopped run")
     s = command("evaluate", cmd_evaluate); trained(s); splits(s, "val"); running(s)
@@ -368,6 +397,12 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
     s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
     data_parser(subs)
+    s = command("hub", cmd_hub, ""); s.add_argument("--checkpoint", required=True, help="model.safetensors of a run")
+    s.add_argument("--results", help="results.json or scores.json; what lies beside the checkpoint if left out")
+    s.add_argument("--license", default="apache-2.0", help="of the decoder's weights, the Hub's identifier (%(default)s)")
+    s.add_argument("--push", metavar="USER/NAME", help="repository to send it to"); s.add_argument("--public", action="store_true", help="a new repository is for all")
+    s = command("export", cmd_export, "", "file to write, .pt2 or .onnx"); trained(s)
+    s.add_argument("--tol", type=float, default=1e-4, help="largest difference that passes, relative to the largest logit (%(default)s)")
     s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
     return p
@@ -377,7 +412,9 @@ def main(argv=None # list of str; None: the command line
     "Entry point of the `weclip` command."
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     a = parser().parse_args(argv)
-    try: return a.run(a) or 0
+    try:
+        if a.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("runs in one process; of all commands only train is shared by several")
+        return a.run(a) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as e:
         print(f"weclip {a.command}: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .classes import voc_palette
 from .data import IGNORE_INDEX, read_image, save_mask
+from .hub import from_pretrained
 from .infer import as_rgb, confidence, predict_stream
 from .model import WeCLIP, load_model, load_released
 from .tinyclip import ASSETS
@@ -123,13 +124,15 @@ _log = logging.getLogger(__name__)
 SHIPPED = ASSETS/"scenes-decoder.safetensors"  # the decoder this package brings along
 SHIPPED_NOTE = "using the small decoder that was trained on the built-in scenes; on photographs its masks mean nothing"
 
-def open_checkpoint(path,         # model.safetensors of a run, or the authors' .pth
+def open_checkpoint(path,         # model.safetensors of a run, a folder of `weclip.hub`, hf:USER/NAME on the Hub, or the authors' .pth
                     clip=None,    # backbone as in `load_backbone`; None: the one named in the file, OpenAI's for the authors'
                     classes=None, # for the authors': voc | coco, or a ClassSet; None: voc
+                    arch=None,    # as in `load_backbone`; None: the one named in the file
     )->WeCLIP:                    # on the CPU, in evaluation mode
-    "A trained model from either kind of file."
+    "A trained model from any kind of file."
+    if Path(path).is_dir() or str(path).startswith("hf:"): return from_pretrained(str(path).removeprefix("hf:"), clip, arch)
     if str(path).endswith((".pth", ".pt")): return load_released(clip or "openai", path, classes or "voc")
-    return load_model(path, clip)
+    return load_model(path, clip, arch)
 
 def cached_model(path=None,   # as in `open_checkpoint`; None: the shipped decoder
                  clip=None,   # as in `open_checkpoint`, by name
