@@ -329,6 +329,7 @@ def syntax(node # of the standard library's `ast`
     if isinstance(node, list): return [syntax(x) for x in node]
     if not isinstance(node, ast.AST): return repr(node)
     fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.JoinedStr): fields["values"] = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None: fields["body"] = fields["body"][1:]
     return [type(node).__name__, *([k, syntax(v)] for k, v in fields.items() if v is not None and v != [] and k not in ("ctx", "kind", "type_comment"))]
 
