@@ -6,7 +6,8 @@
 __all__ = ['LONG', 'setting', 'find_pictures', 'from_stdin', 'refuse_overwriting', 'settings_of', 'modes', 'open_model',
            'config_of', 'check_source', 'own_model', 'open_source', 'cmd_demo', 'cmd_train', 'cmd_evaluate',
            'cmd_bench', 'cmd_predict', 'cmd_app', 'cmd_pseudo', 'cmd_scenes', 'cmd_tinyclip', 'open_found',
-           'cmd_inspect', 'cmd_data', 'cmd_pack', 'data_parser', 'cmd_hub', 'cmd_export', 'parser', 'main']
+           'cmd_inspect', 'cmd_data', 'cmd_pack', 'data_parser', 'cmd_hub', 'cmd_export', 'cmd_classifier', 'parser',
+           'main']
 
 # %% ../nbs/20_cli.ipynb #5aaae22d
 from argparse import ArgumentParser, ArgumentTypeError
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from .app import serve
 from .bench import bench, report
 from .classes import CLASS_SETS, SCENES, ClassSet
+from .classifier import train_classifier
 from .clip import tower_size
 from .config import PROFILES, RECIPES, Config, preset
 from .data import SegData, open_data, save_mask
@@ -328,6 +330,13 @@ def cmd_export(a # parsed arguments
     off = export(open_model(a), a.out, a.tol)
     print(f"written: {a.out}; logits within {off['logits']:.1e} of the model's, {100*off['pixels']:.2f} % of the mask's pixels agree")
 
+# %% ../nbs/20_cli.ipynb #c08ccbb6
+def cmd_classifier(a # parsed arguments
+    )->None:
+    "Train the classifier that Figure 5 compares the tiny CLIP with, or continue; writes classifier.safetensors to --out."
+    train_classifier(a.out, a.samples, n_pictures=a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
+    print(Path(a.out)/"classifier.safetensors")
+
 # %% ../nbs/20_cli.ipynb #8497cdcf
 def parser()->ArgumentParser: # its results carry `run`, the function to call with them
     "All subcommands and their arguments."
@@ -393,9 +402,10 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s = command("scenes", cmd_scenes, "")
     for split, n in dict(train=6400, val=500, dev=0, test=0).items():
         s.add_argument(f"--{split}", type=int, default=n, help="pictures (%(default)s)")
-    s = command("tinyclip", cmd_tinyclip, "")
-    s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
-    s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
+    for name, run in dict(tinyclip=cmd_tinyclip, classifier=cmd_classifier).items():
+        s = command(name, run, "")
+        s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
+        s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
     data_parser(subs)
     s = command("hub", cmd_hub, ""); s.add_argument("--checkpoint", required=True, help="model.safetensors of a run")
     s.add_argument("--results", help="results.json or scores.json; what lies beside the checkpoint if left out")

@@ -14,7 +14,7 @@ import hashlib, json
 @dataclass(frozen=True)
 class Config:
     "All settings of one training and its evaluation; defaults are the authors' released VOC run."
-    classes: str = "voc"          # class list: voc | coco | scenes, or a YAML file of your own
+    classes: str = "voc"          # class list: voc | coco | scenes | scenes12, or a YAML file of your own
     # --- frozen encoder
     norm: str = "imagenet"        # pixel normalisation: imagenet | clip. P: unstated
     pool: str = "patches"         # image vector of the CAM score: mean of the patches | "cls" token
@@ -90,12 +90,13 @@ PAPER = dict(n_feats=12, n_dynamic=7, n_static=7, switch=0, seg_loss="ce", aff_l
 MENDED = dict(box_open=False, pad_ignore=True, round_to=16, norm="clip")
 RECIPES = dict(released={}, paper=PAPER, mended=MENDED)
 
+_SCENES = dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, crop=112, views=1, par_scale=0.5, bs=16, scale=(0.75, 1.5), iters=1000, switch=300,
+               long_side=176, par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5)
 PROFILES = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, bs=8, iters=80_000),
     own=dict(MENDED, classes="own", iters=2000, switch=600),
-    scenes=dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, crop=112, views=1, par_scale=0.5, bs=16, scale=(0.75, 1.5), iters=1000, switch=300, long_side=176,
-                par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5))
+    scenes=_SCENES, scenes12={**_SCENES, "classes": "scenes12"})
 
 def fit_tower(cfg:Config,     # settings for ViT-B/16, i.e. 12 blocks and patches of 16 pixels
               n_blocks:int=12, # blocks of the image tower
@@ -105,7 +106,7 @@ def fit_tower(cfg:Config,     # settings for ViT-B/16, i.e. 12 blocks and patche
     return replace(cfg, n_feats=max(1, n_blocks - 12 + cfg.n_feats), crop=patch*max(1, round(cfg.crop/patch)),
                    round_to=cfg.round_to if patch == 16 else patch)
 
-def preset(profile:str="voc",       # data set: voc | coco | own | scenes
+def preset(profile:str="voc",       # data set: voc | coco | own | scenes | scenes12
            recipe:str="released",   # released | paper | mended
            n_blocks:int=12,         # as in `fit_tower`
            patch:int=16,            # as in `fit_tower`
