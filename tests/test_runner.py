@@ -55,7 +55,7 @@ def go(grid, **kw):
 def starts(grid, name): return (grid["out"]/name/"starts").read_text().split()
 def result(grid, name): return grid["results"]/f"{name}.json"
 
-def until(true, seconds=60):
+def until(true, seconds=240):
     "Wait for something to become true."
     end = time.time() + seconds
     while not true():
@@ -154,7 +154,7 @@ def test_a_second_runner_is_refused(grid, tmp_path, capsys):
     first = command(grid); running(grid, FIRST)
     argv = ["tables", "table4", "--quick", "--device", "cpu", "--out", str(grid["out"]), "--results", str(grid["results"])]
     assert main(argv) == 2 and f"process {first.pid} on" in capsys.readouterr().err
-    assert first.wait(60) == 0 and main([*argv, "--dry-run"]) == 0
+    assert first.wait(240) == 0 and main([*argv, "--dry-run"]) == 0
 
 def test_a_killed_runner_takes_its_kernels_along_and_its_successor_resumes(grid, tmp_path):
     behave(tmp_path, {FIRST: "slow", SECOND: "slow"})
@@ -169,7 +169,7 @@ def test_ctrl_c_interrupts_the_kernels_and_records_no_failure(grid, tmp_path):
     behave(tmp_path, {FIRST: "slow", SECOND: "slow"})
     first = command(grid); kernels = [running(grid, n) for n in (FIRST, SECOND)]
     first.send_signal(signal.SIGINT)
-    out = first.communicate(timeout=60)[0]
+    out = first.communicate(timeout=240)[0]
     assert first.returncode == 130 and out.count("stopped; it goes on from its checkpoint") == 2 and not any(map(alive, kernels))
     assert not list(grid["out"].glob("*.failed.json")) and "stopped at" in go(grid, dry_run=True)[1]
     assert nbformat.read(open(grid["out"]/f"{FIRST}.ipynb"), 4).cells[-1].outputs[-1]["ename"] == "KeyboardInterrupt"

@@ -345,20 +345,22 @@ def run_jobs(jobs:list,   # of `Job`
              board:Board  # that shows them
     )->dict:              # name -> why it failed; "" if it did not
     "Run all, whatever happens to some."
-    live, over, outcome = {}, Event(), {}
+    live, over, done, outcome = {}, Event(), Event(), {}
     def work(job):
         if over.is_set(): return
         board.start(job); reason = call(job, live)
         if over.is_set(): board.say(f"{job.name} ({job.label}): stopped; it goes on from its checkpoint"); return
         outcome[job.name] = reason; note_end(job, reason); board.end(job, reason)
-    crew = Thread(target=lambda: Parallel(workers, backend="threading")(delayed(work)(j) for j in jobs), daemon=True)
-    crew.start()
+    def crew():
+        try: Parallel(workers, backend="threading")(delayed(work)(j) for j in jobs)
+        finally: done.set()
+    Thread(target=crew, daemon=True).start()
     try:
-        while crew.is_alive(): crew.join(1); board.show()
+        while not done.wait(1): board.show()
     except KeyboardInterrupt:
         over.set()
         for stop in list(live.values()): stop()
-        crew.join(60); raise
+        done.wait(60); raise
     finally: board.close()
     return {j.name: outcome.get(j.name, "the runner itself failed; see above") for j in jobs}
 
