@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ABLATION', 'BOTH', 'FACTS', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE7', 'DIFFERENCES', 'OURS1', 'TABLES', 'GRID', 'SIZES',
-           'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'EVALUATION', 'BLIND', 'LISTS', 'CODE', 'Row', 'Table',
-           'published', 'base', 'with_settings', 'read_mode', 'Run', 'run_config', 'row_run', 'snapshot_file', 'chosen',
-           'plan', 'data_root', 'run_parameters', 'syntax', 'code_digest', 'read_results', 'value', 'mean_sd',
-           'collect']
+           'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'EVALUATION', 'BLIND', 'LISTS', 'FEATURES', 'SECONDS',
+           'PAPER_ITERATION', 'CODE', 'Row', 'Table', 'published', 'base', 'with_settings', 'read_mode', 'Run',
+           'run_config', 'row_run', 'snapshot_file', 'chosen', 'plan', 'data_root', 'keeps_features', 'run_parameters',
+           'expected_minutes', 'syntax', 'code_digest', 'read_results', 'value', 'mean_sd', 'collect']
 
 # %% ../nbs/18b_tables.ipynb #4bc9b29d
 from ast import literal_eval
@@ -114,6 +114,7 @@ TABLE7 = published("""
 
 # %% ../nbs/18b_tables.ipynb #7de5d707
 def _half(c:Config): return c.iters//2
+def _released_batch(c:Config): return 4 if c.classes == "coco" else c.bs
 
 DIFFERENCES = (
     ("released code", {}, ""),
@@ -134,6 +135,9 @@ DIFFERENCES = (
     ("CLIP's normalisation", dict(norm="clip"), "what CLIP was trained with; paper: unstated"),
     ("padding ignored", dict(pad_ignore=True), "code: padding is supervised"),
     ("no dropout", dict(dropout=0.), "paper: unstated; code: 0.1"),
+    ("10 iterations of PAR", dict(par_iters=10), "as [39] on VOC, which the paper cites"),
+    ("20 iterations of PAR", dict(par_iters=20), "code"),
+    ("COCO in batches of 4", dict(bs=_released_batch), "code on COCO; paper: 8"),
     ("sizes rounded to whole patches", dict(round_to=16), "evaluation; code: truncated to pixels"),
     ("not mirrored", dict(tta_flip=False), "evaluation; paper: unstated; code: mirrored, too"),
     ("own size", dict(long_side=0), "evaluation; paper: unstated; code: long side 512"),
@@ -169,7 +173,7 @@ TABLES = {t.name: t for t in (
     Table("ours2", "spread over seeds", "ours2.ipynb", _PSEUDO, (Row(_FULL, {}, {}), _UNREFINED._replace(paper={})), ("scenes", "voc", "coco")))}
 
 # %% ../nbs/18b_tables.ipynb #8d777516
-GRID = dict(iters=400, switch=120)     # of the scenes' tables
+GRID = dict(iters=300, switch=90)      # of the scenes' tables
 SIZES = (6400, 500, 500)               # scenes to train on, of val, of test
 QUICK = dict(iters=4, switch=2, bs=4, warmup=1)
 QUICK_SIZES = (12, 6, 6)               # likewise; of photographs, the first so many
@@ -273,11 +277,11 @@ def plan(names=(),          # of `TABLES`; (): all that make sense for the profi
          quick=False        # next to no training, one seed
     )->list:                # of `Run`
     "The distinct trainings behind some tables, seed by seed."
-    runs = {}
-    for seed in seeds[:1] if quick else seeds:
+    runs, seeds = {}, tuple(seeds[:1] if quick else seeds)
+    for seed in seeds:
         for table in chosen(names, profile):
             for row in table.rows:
-                if row.settings is None: continue
+                if row.settings is None or (table.needs and seed != seeds[0]): continue  # a figure shows one seed
                 run = row_run(table, row, profile, recipe, seed, quick)
                 runs[run.name] = _join(runs[run.name], run) if run.name in runs else run
     return list(runs.values())
@@ -304,10 +308,19 @@ def data_root(profile:str, # data set
         raise FileNotFoundError(f"{profile}: expected a folder in VOC2012 layout, got none; name it, or set WECLIP_{profile.upper()}")
     return Path(found)
 
+FEATURES = ("classes", "norm", "pool", "n_feats", "crop", "scale", "flip", "views")  # fields that change what the frozen encoder gives
+
+def keeps_features(run:Run # of `plan`
+    )->bool:
+    "Are the frozen features of a run those of its profile's other runs, and worth keeping on disk?"
+    cfg, plain = run_config(run), base(run.profile, run.recipe)
+    def maps(c): return max(c.n_static, c.n_dynamic)
+    return run.profile == "scenes" and all(getattr(cfg, k) == getattr(plain, k) for k in FEATURES) and (cfg.supervised or maps(cfg) == maps(plain))
+
 def run_parameters(run:Run,             # of `plan`
                    out="runs",          # folder of the runs' folders
                    results="results",   # folder of their JSON files
-                   cache="",            # folder for frozen features, where the profile's crops are fixed
+                   cache="",            # folder for frozen features, passed on where `keeps_features`
                    root="",             # as in `data_root`
                    clip="",             # frozen CLIP; "": the profile's
                    device="cpu"         # where to compute
@@ -317,7 +330,24 @@ def run_parameters(run:Run,             # of `plan`
     return dict(profile=run.profile, recipe=run.recipe, seed=run.seed, settings=json.loads(json.dumps(run.settings)), name=run.name,
                 train=run.sizes[0] if drawn else 0, val=run.sizes[1] if drawn else 0, test=run.sizes[2] if drawn else 0,
                 limit=0 if drawn or not run.sizes else max(run.sizes), root=str(root), clip=clip or ("tiny" if drawn else "openai"),
-                scores=[list(s) for s in run.scores], snapshots=list(run.snapshots), device=str(device), cache=str(cache), out=str(out), results=str(results))
+                scores=[list(s) for s in run.scores], snapshots=list(run.snapshots), device=str(device), cache=str(cache) if keeps_features(run) else "",
+                out=str(out), results=str(results))
+
+# %% ../nbs/18b_tables.ipynb #430d7a87
+SECONDS = dict(iteration=.28, supervised=.15, encode=.27, single=.06, ms=.15, crf=.04, stage=.08, start=12., features=.035, drawing=.014)
+PAPER_ITERATION = 4.5*3600/30_000  # seconds, Table 3
+
+def expected_minutes(run:Run # of `plan`
+    )->float:                # on one core; on photographs, of training on the paper's GPU
+    "What a run should take, from stated figures."
+    cfg, s = run_config(run), SECONDS
+    if run.profile not in DRAWN: return cfg.iters*PAPER_ITERATION*cfg.bs/4/60
+    step = s["supervised" if cfg.supervised else "iteration"] + (0 if keeps_features(run) else s["encode"])
+    passes = {(split, m.partition(":")[2]) for split, m in run.scores if read_mode(m)[0] in ("ms", "crf")}  # one serves both
+    extra = {"single": s["single"], "ms": 0, "crf": s["crf"]}
+    pictures = dict(zip(("train", "val", "test"), run.sizes))
+    scoring = sum(pictures[split]*s["ms"] for split, _ in passes) + sum(pictures[split]*extra.get(read_mode(m)[0], s["stage"]) for split, m in run.scores)
+    return (s["start"] + step*cfg.iters + scoring)/60
 
 # %% ../nbs/18b_tables.ipynb #3897e6fb
 CODE = ("classes", "scenes", "data", "clip", "tinyclip", "cam", "par", "decoder", "rfm", "losses", "metrics", "model", "cache", "train",
@@ -329,6 +359,7 @@ def syntax(node # of the standard library's `ast`
     if isinstance(node, list): return [syntax(x) for x in node]
     if not isinstance(node, ast.AST): return repr(node)
     fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.JoinedStr): fields["values"] = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None: fields["body"] = fields["body"][1:]
     return [type(node).__name__, *([k, syntax(v)] for k, v in fields.items() if v is not None and v != [] and k not in ("ctx", "kind", "type_comment"))]
 
