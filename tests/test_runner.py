@@ -205,7 +205,7 @@ def test_a_submitit_worker_that_is_killed(grid, tmp_path):
 def test_photographs_that_are_missing(tmp_path, monkeypatch, capsys):
     for k in ("VOC", "COCO"): monkeypatch.delenv(f"WECLIP_{k}", raising=False)
     monkeypatch.chdir(tmp_path)
-    places = ["--out", str(tmp_path/"runs"), "--results", str(tmp_path/"results"), "--device", "cpu", "--seeds", "1"]
+    places = ["--out", str(tmp_path/"runs"), "--results", str(tmp_path/"results"), "--device", "cpu", "--seeds", "1", "--workers", "1"]
     assert main(["tables", "table2", "--profile", "coco", "--dry-run", *places]) == 0
     said = capsys.readouterr().out
     assert "80,000" in said and "24.0 h" in said and "train2014.zip" in said and "WECLIP_COCO" in said
@@ -217,7 +217,7 @@ def test_photographs_that_are_missing(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("argv, says", [
     (["tabel4"], "did you mean 'table4'"), (["--profile", "scene"], "'scenes'"), (["--recipe", "release"], "did you mean 'released'"),
-    (["--seeds", "0"], "at least one seed"), (["--config", "nowhere.toml"], "nowhere.toml"), (["--engine", "slurm"], "known: ['joblib', 'submitit']"),
+    (["--seeds", "0"], "at least one seed"), (["--config", "nowhere.toml"], "nowhere.toml"), (["--engine", "slurm"], "did you mean 'submitit'"),
     (["table2", "--profile", "voc"], "expected profile scenes or coco")], ids=" ".join)
 def test_mistakes_are_one_line(argv, says, capsys):
     assert main(["tables", "--dry-run", "--device", "cpu", *argv]) == 2
