@@ -17,7 +17,7 @@ start = int(Path(folder, "checkpoint.pt").read_text()) if Path(folder, "checkpoi
 with open(f"{folder}/starts", "a") as f: f.write(f"{start}\\n")
 behave = json.loads(Path(out, "behave.json").read_text()).get(name, "")
 for i in range(start, 20):
-    Path(folder, "checkpoint.pt").write_text(str(i)); Path(folder, "progress.json").write_text(json.dumps(dict(done=i, of=20)))
+    Path(folder, "checkpoint.pt").write_text(str(i)); Path(folder, "progress.json").write_text(json.dumps(dict(stage="training", done=i, total=20, time=time.time())))
     if behave == "raise" and i == 5: 1/0
     if behave == "memory" and i == 5: import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33,)*2); bytearray(2**34)
     if behave == "disk" and i == 5: open("/dev/full", "w").write("x"*10**6)
@@ -75,9 +75,9 @@ def running(grid, name):
 
 def command(grid, *more):
     "The command in a process of its own."
-    code = "import sys; from weclip.runner import run_tables, set_up\ntry: sys.exit(run_tables(set_up(**eval(sys.argv[1]))))\nexcept KeyboardInterrupt: sys.exit(130)"
+    code = "import json, sys; from weclip.runner import run_tables, set_up\ntry: sys.exit(run_tables(set_up(**json.loads(sys.argv[1]))))\nexcept KeyboardInterrupt: sys.exit(130)"
     args = {k: str(v) if isinstance(v, Path) else v for k, v in grid.items()}
-    return subprocess.Popen([sys.executable, "-c", code, repr(args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, json.dumps(args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 # ---- a good day
 

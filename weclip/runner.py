@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'DOWNLOADS', 'STATED', 'RUN', 'read_places', 'missing_data', 'hold', 'oom_kills', 'why', 'Kernel', 'Job',
-           'executed', 'fresh_folder', 'execute', 'Cost', 'cost_of', 'clock', 'read_progress', 'minutes_left',
+           'executed', 'fresh_folder', 'execute', 'Cost', 'cost_of', 'clock', 'Note', 'read_note', 'minutes_left',
            'grid_left', 'Board', 'gpus', 'environments', 'local', 'cluster', 'failure_file', 'note_end', 'run_jobs',
            'state', 'to_run', 'minutes_of', 'show_plan', 'find_notebooks', 'run_job_of', 'table_jobs', 'Setup',
-           'set_up', 'run_tables']
+           'set_up', 'run_tables', 'draw']
 
 # %% ../nbs/19b_runner.ipynb #b76adf58
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from .classes import get_classes, one_of
 from .data import open_data
 from .job import write_json
+from .scenes import cache_dir
 from .tables import BLIND, DRAWN, LISTS, TABLES, Run, chosen, code_digest, data_root, plan, read_results, run_config, run_parameters
 
 # %% ../nbs/19b_runner.ipynb #ac7cfe48
@@ -54,6 +56,7 @@ VOC2012test.tar, from the VOC evaluation server                              pic
     coco="""download
 http://images.cocodataset.org/zips/train2014.zip and val2014.zip             pictures; 13 and 6 GB; both into JPEGImages
 http://images.cocodataset.org/annotations/annotations_trainval2014.zip       masks: https://github.com/alicranck/coco2voc draws them as PNGs""")
+_CLIP = "CLIP ViT-B/16 (350 MB) is downloaded by open_clip at the first run; without a network, name a file: clip = \"FILE\" in weclip.toml, or WECLIP_CLIP"
 
 def missing_data(profile:str, # data set
                  places:dict, # as `read_places` gives
@@ -66,7 +69,7 @@ def missing_data(profile:str, # data set
         if profile not in places: raise FileNotFoundError(f"{profile}: no folder named; write {profile} = \"FOLDER\" into weclip.toml, or set WECLIP_{profile.upper()}")
         for split in sorted(splits): _open_split(profile, places[profile], split, any(r.settings.get("supervised") for r in runs))
         if not Path(clip := places.get("clip", "openai")).exists() and clip != "openai": raise FileNotFoundError(f"{clip}: no such file of CLIP weights")
-    except FileNotFoundError as e: return f"{e}\n{DOWNLOADS[profile]}"
+    except FileNotFoundError as e: return f"{e}\n{DOWNLOADS[profile]}\n{_CLIP}"
     return ""
 
 def _open_split(profile, root, split, supervised):
@@ -125,7 +128,7 @@ class Kernel(Engine):
                                  start,        # for the process: env, cwd, stdout, stderr
                                  started,      # called with the process
                                  **_):
-        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name)
+        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=300, iopub_timeout=60)  # for busy machines
         client.on_notebook_start = lambda notebook: started(client.km.provisioner.process)
         client.execute(**start)
 
@@ -187,14 +190,15 @@ class Cost(NamedTuple):
 STATED = dict(
     voc=Cost(9, 0, 6.2, "the paper's 4.5 h and 6.2 GB on one GPU; scoring not counted"),
     coco=Cost(18, 0, 12.4, "the paper's figures for VOC times two, for batches twice as large; scoring not counted"),
-    scenes=Cost(8, 4, 1, "one run on a core of a desktop machine; the page cache comes on top"))
+    scenes=Cost(8, 6, 1, "measured once, on one of two busy cores; the page cache comes on top"))
 
-def cost_of(profile:str, # data set
-            results      # contents of results files, or reasons why there are none
+def cost_of(profile:str,  # data set
+            results,      # contents of results files, or reasons why there are none
+            quick=False   # a handful of pictures
     )->Cost:
     "What a run costs by the results there are, or as stated."
-    had = [r for r in results if isinstance(r, dict)]
-    if not had: return STATED["scenes" if profile in DRAWN else profile]
+    had, stated = [r for r in results if isinstance(r, dict)], STATED["scenes" if profile in DRAWN else profile]
+    if not had: return stated._replace(score=.5) if quick else stated
     train = median(1000*r["train_minutes"]/r["config"]["iters"] for r in had)
     return Cost(train, median(max(r["minutes"] - r["train_minutes"], 0) for r in had), max(r["peak_gib"] for r in had), f"{len(had)} earlier results")
 
@@ -204,32 +208,38 @@ def clock(minutes:float # any length of time
     return f"{minutes/60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1.5 else f"{60*minutes:.0f} s"
 
 # %% ../nbs/19b_runner.ipynb #7da974fe
-def read_progress(folder,  # of a run
-                  since=0  # notes from before this time are another life's, seconds
-    )->tuple:              # (iterations done, of how many, when); None: not said yet
-    "How far a training is."
-    try: note, when = json.loads((Path(folder)/"progress.json").read_text()), os.stat(Path(folder)/"progress.json").st_mtime
-    except (OSError, ValueError): return None
-    return (note["done"], note["of"], when) if when >= since else None
+class Note(NamedTuple):
+    "How far a run is."
+    stage: str   # "features", "training", "scoring val", ...
+    done: int    # iterations
+    total: int   # iterations
+    time: float  # when, seconds
 
-def minutes_left(job:Job, # with what is expected of it
-                 began,   # when, seconds
-                 first,   # its first note of progress, or None
-                 last,    # its last
-                 now      # seconds
+def read_note(folder, # of a run
+              since=0 # notes from before this time are another life's, seconds
+    )->Note:          # None: nothing said yet
+    "What a run has said last."
+    try: note = Note(*map(json.loads((Path(folder)/"progress.json").read_text()).__getitem__, Note._fields))
+    except (OSError, ValueError, KeyError, TypeError): return None
+    return note if note.time >= since else None
+
+def minutes_left(job:Job,    # with what is expected of it
+                 began,      # when, seconds
+                 first:Note, # of its training; None: it has not begun
+                 last:Note,  # its last
+                 now         # seconds
     )->float:
     "Of a run at work."
-    if not first or last[0] <= first[0] < last[1]: return max(job.minutes - (now - began)/60, 0)
-    (done0, _, when0), (done, of, when) = first, last
-    rate = (when - when0)/60/max(done - done0, 1)
-    return max((of - done)*rate + job.scoring - (now - when)/60, 0)
+    if not first or last.done == first.done < last.total: return max(job.minutes - (now - began)/60, 0)
+    rate = (last.time - first.time)/60/max(last.done - first.done, 1)
+    return max((last.total - last.done)*rate + job.scoring - (now - last.time)/60, 0)
 
 def grid_left(at_work, # minutes left of each run at work
               waiting, # minutes expected of each other
               workers  # how many at a time
     )->float:
     "Of all runs."
-    return max([*at_work, (sum(at_work) + sum(waiting))/max(workers, 1)])
+    return max([0, *at_work, (sum(at_work) + sum(waiting))/max(workers, 1)])
 
 # %% ../nbs/19b_runner.ipynb #ebe5cb78
 class Board:
@@ -257,9 +267,10 @@ class Board:
 
     def line(self, name, now)->tuple: # what a run is doing, minutes left of it
         job, began = self.jobs[name], self.began[name]
-        last = read_progress(executed(job).with_suffix(""), began)
-        left = minutes_left(job, began, last and self.first.setdefault(name, last), last, now)
-        doing = f"running for {clock((now - began)/60)}" if not last else "scoring" if last[0] >= last[1] else f"{last[0]:,} of {last[1]:,} iterations"
+        last = read_note(executed(job).with_suffix(""), began)
+        if last and last.stage == "training": self.first.setdefault(name, last)
+        left = minutes_left(job, began, self.first.get(name), last, now)
+        doing = f"at work for {clock((now - began)/60)}" if not last else f"{last.done:,} of {last.total:,} iterations" if last.stage == "training" else last.stage
         return f"{name} ({job.label}): {doing}" + (f", {clock(left)} left" if job.minutes else ""), left
 
     def lines(self, now)->list: # of str
@@ -372,9 +383,9 @@ def state(run:Run, # of `plan`
     "What is known of a run, in a word or a line."
     if isinstance(had, dict): return "finished"
     if had != "missing": return had.split(":")[0] if had.startswith(("stale", "damaged")) else "to score"
-    job, note = Job(run.name, "", "", {}, str(out)), read_progress(Path(out)/run.name)
+    job, note = Job(run.name, "", "", {}, str(out)), read_note(Path(out)/run.name)
     with suppress(OSError, ValueError, KeyError): return f"failed ({json.loads(failure_file(job).read_text())['reason'][:60]})"
-    return f"stopped at {note[0]:,}" if note and note[0] else "to do"
+    return f"stopped at {note.done:,}" if note and note.done else "to do"
 
 def to_run(runs,             # of `plan`
            had:dict,         # name -> results or reason
@@ -383,31 +394,32 @@ def to_run(runs,             # of `plan`
     "The runs without usable results."
     return [r for r in runs if isinstance(had[r.name], str) and (rerun_stale or not had[r.name].startswith("stale"))]
 
-def minutes_of(run:Run,  # of `plan`
-               cost:Cost # of a run of its profile
+def minutes_of(run:Run,   # of `plan`
+               cost:Cost, # of a run of its profile
+               out        # folder of the runs' folders: what is done there is done
     )->float:
     "Expected."
-    return cost.train*run_config(run).iters/1000 + cost.score
+    note = read_note(Path(out)/run.name)
+    return cost.train*(run_config(run).iters - (note.done if note else 0))/1000 + cost.score
 
-def show_plan(runs,     # of `plan`
-              had:dict, # name -> results or reason
+def show_plan(runs,      # of `plan`
+              had:dict,  # name -> results or reason
               todo:list, # of `Run`
-              profile,  # data set
-              workers,  # at a time
-              out,      # folder of the runs' folders
-              results   # folder of the numbers
+              cost:Cost, # of a run
+              workers,   # at a time
+              out,       # folder of the runs' folders
+              results    # folder of the numbers
     )->str:
     "The plan as text."
-    cost = cost_of(profile, had.values())
-    rows = [("run", "seed", "iterations", "time", "state", "for")]
-    rows += [(r.name, str(r.seed), f"{run_config(r).iters:,}", clock(minutes_of(r, cost)), state(r, had[r.name], out), "; ".join(r.used_by)) for r in runs]
+    rows, costs = [("run", "seed", "iterations", "time", "state", "for")], {r.name: minutes_of(r, cost, out) for r in todo}
+    rows += [(r.name, str(r.seed), f"{run_config(r).iters:,}", clock(costs[r.name]) if r.name in costs else "", state(r, had[r.name], out), "; ".join(r.used_by)) for r in runs]
     width = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(f"{x:{w}}" for x, w in zip(row, width)).rstrip() for row in rows]
     lines += [f"{r.name}: {had[r.name]}" for r in runs if isinstance(had[r.name], str) and had[r.name].startswith(("stale", "damaged"))]
-    total = grid_left([], [minutes_of(r, cost) for r in todo], workers) if todo else 0
-    iters = sum(run_config(r).iters for r in todo)
+    total, iters = grid_left([], costs.values(), workers), sum(run_config(r).iters for r in todo)
+    tables = ", ".join(dict.fromkeys(use.split(":")[0] for r in runs for use in r.used_by))
     lines += ["", f"{len(todo)} of {len(runs)} runs to do, {iters:,} iterations: {clock(total)} with {workers} at a time, {cost.gib:.1f} GiB each ({cost.source})",
-              f"numbers: {results}/RUN.json; checkpoints, pictures and executed notebooks: {out}/"]
+              f"numbers: {results}/RUN.json; checkpoints, pictures and executed notebooks: {out}/RUN; pages of {tables}: {out}/TABLE.ipynb"]
     return "\n".join(lines)
 
 # %% ../nbs/19b_runner.ipynb #1fa4e47b
@@ -433,7 +445,7 @@ def run_job_of(run:Run,   # of `plan`
     given = run_parameters(run, str(out), str(results), str(Path(out)/"cache") if drawn else "", places.get(run.profile, ""),
                            "" if drawn else places.get("clip", ""), device)
     more = f" and {len(run.used_by) - 1} more" if len(run.used_by) > 1 else ""
-    return Job(run.name, f"{run.used_by[0]}{more}, seed {run.seed}", str(notebooks/RUN), given, str(out), code_digest(), minutes_of(run, cost), cost.score)
+    return Job(run.name, f"{run.used_by[0]}{more}, seed {run.seed}", str(notebooks/RUN), given, str(out), code_digest(), minutes_of(run, cost, out), cost.score)
 
 def table_jobs(names,     # of tables; (): all of the profile, and the page that collects them
                notebooks, # folder experiments/
@@ -499,15 +511,15 @@ def run_tables(s:Setup,           # as `set_up` gives
     profile, lacking = s.given["profile"], missing_data(s.given["profile"], s.places, s.runs)
     if dry_run or lacking:
         had = read_results(s.results, s.runs, s.out)
-        text = show_plan(s.runs, had, to_run(s.runs, had, rerun_stale), profile, s.workers, _short(s.out), _short(s.results))
         if not dry_run: raise FileNotFoundError(lacking)
+        text = show_plan(s.runs, had, to_run(s.runs, had, rerun_stale), cost_of(profile, had.values(), s.given["quick"]), s.workers, _short(s.out), _short(s.results))
         say(text + (f"\n\n{lacking}" if lacking else "")); return 0
     with hold(s.results):
         had = read_results(s.results, s.runs, s.out)
         call, device = local(s.workers, s.device) if s.engine == "joblib" else cluster(s.workers, s.places.get("submitit", {}), s.out/"submitit")
-        cost = cost_of(profile, had.values())
+        cost = cost_of(profile, had.values(), s.given["quick"])
         runs = [run_job_of(r, s.notebooks, cost, s.places, s.out, s.results, s.device or device) for r in to_run(s.runs, had, rerun_stale)]
-        for name, sizes in {(r.profile, r.sizes) for r in s.runs if r.profile in DRAWN and runs}: data_root(name, "", sizes)
+        draw(s.runs if runs else [])
         pages = table_jobs(s.names, s.notebooks, profile, s.out, s.given)
         ended = {}
         for jobs in (runs, [p for p in pages if p.name != "results"], [p for p in pages if p.name == "results"]):
@@ -515,6 +527,13 @@ def run_tables(s:Setup,           # as `set_up` gives
         holes = {k: v for k, v in read_results(s.results, s.runs, s.out).items() if isinstance(v, str)}
     say(_summary(s, ended, holes))
     return int(bool(holes or any(ended.values())))
+
+def draw(runs # of `plan`
+    )->None:
+    "Make the built-in data before runs ask for it at the same time."
+    for profile, sizes in sorted({(r.profile, r.sizes) for r in runs if r.profile in DRAWN}):
+        try: data_root(profile, "", sizes)
+        except (OSError, BrokenExecutor) as e: raise ValueError(f"{profile}: the scenes cannot be drawn in {cache_dir()} ($WECLIP_CACHE names another folder): {e}") from e
 
 def _short(path)->str: # as seen from here
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
