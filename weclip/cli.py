@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'setting', 'find_pictures', 'readable', 'settings_of', 'modes', 'open_model', 'cmd_demo', 'cmd_train',
-           'cmd_evaluate', 'cmd_bench', 'cmd_predict', 'cmd_pseudo', 'cmd_scenes', 'cmd_tinyclip', 'cmd_tables',
-           'tables_arguments', 'parser', 'main']
+           'cmd_evaluate', 'cmd_bench', 'cmd_predict', 'cmd_pseudo', 'cmd_scenes', 'cmd_tinyclip', 'cmd_classifier',
+           'cmd_tables', 'tables_arguments', 'parser', 'main']
 
 # %% ../nbs/20_cli.ipynb #5aaae22d
 from argparse import ArgumentParser, ArgumentTypeError
@@ -16,6 +16,7 @@ import logging, sys
 import torch
 from tqdm import tqdm
 from .bench import bench, report
+from .classifier import train_classifier
 from .config import PROFILES, RECIPES, Config, preset
 from .data import open_data, read_image, save_mask
 from .infer import MODES, evaluate, predict_stream
@@ -160,6 +161,13 @@ def cmd_tinyclip(a # parsed arguments
     model = train_tiny(a.out, a.samples, a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
     save_tiny(model, Path(a.out)/"shipped"); print(Path(a.out)/"shipped")
 
+# %% ../nbs/20_cli.ipynb #c08ccbb6
+def cmd_classifier(a # parsed arguments
+    )->None:
+    "Train the classifier that Figure 5 compares the tiny CLIP with, or continue; writes classifier.safetensors to --out."
+    train_classifier(a.out, a.samples, n_pictures=a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
+    print(Path(a.out)/"classifier.safetensors")
+
 # %% ../nbs/20_cli.ipynb #e6dd1e08
 def cmd_tables(a # parsed arguments
     )->int:      # 0: every number is there; 1: some are not; 130: stopped
@@ -236,9 +244,10 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s = command("scenes", cmd_scenes, "")
     for split, n in dict(train=6400, val=500, dev=0, test=0).items():
         s.add_argument(f"--{split}", type=int, default=n, help="pictures (%(default)s)")
-    s = command("tinyclip", cmd_tinyclip, "")
-    s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
-    s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
+    for name, run in dict(tinyclip=cmd_tinyclip, classifier=cmd_classifier).items():
+        s = command(name, run, "")
+        s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
+        s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
     s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
     tables_arguments(subs)
