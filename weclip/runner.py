@@ -230,7 +230,7 @@ def minutes_left(job:Job,    # with what is expected of it
                  now         # seconds
     )->float:
     "Of a run at work."
-    if not first or last.done == first.done < last.total: return max(job.minutes - (now - began)/60, 0)
+    if not (first and last) or last.done == first.done < last.total: return max(job.minutes - (now - began)/60, 0)
     rate = (last.time - first.time)/60/max(last.done - first.done, 1)
     return max((last.total - last.done)*rate + job.scoring - (now - last.time)/60, 0)
 
@@ -250,7 +250,7 @@ class Board:
                  every=60          # seconds between reports where lines cannot be redrawn
         ):
         self.jobs, self.workers, self.file, self.every, self.shown = {j.name: j for j in jobs}, workers, file or sys.stdout, every, 0
-        self.began, self.first, self.ended, self.pace = {}, {}, {}, []
+        self.began, self.first, self.last, self.ended, self.pace = {}, {}, {}, {}, []
         n = workers + 1 if self.file.isatty() else 0
         self.bars = [tqdm(bar_format="{desc}", position=k, file=self.file, leave=False) for k in range(n)]
 
@@ -267,7 +267,7 @@ class Board:
 
     def line(self, name, now)->tuple: # what a run is doing, minutes left of it
         job, began = self.jobs[name], self.began[name]
-        last = read_note(executed(job).with_suffix(""), began)
+        last = self.last[name] = read_note(executed(job).with_suffix(""), began) or self.last.get(name)
         if last and last.stage == "training": self.first.setdefault(name, last)
         left = minutes_left(job, began, self.first.get(name), last, now)
         doing = f"at work for {clock((now - began)/60)}" if not last else f"{last.done:,} of {last.total:,} iterations" if last.stage == "training" else last.stage
@@ -283,7 +283,7 @@ class Board:
     def show(self)->None:
         now = time.time()
         if self.bars:
-            for bar, text in zip_longest(self.bars, self.lines(now)[-len(self.bars):], fillvalue=""): bar.set_description_str(text)
+            for bar, text in zip_longest(self.bars, self.lines(now)[-len(self.bars):], fillvalue=""): bar.set_description_str(text[:shutil.get_terminal_size().columns - 1])
         elif now - self.shown >= self.every: self.shown = now; print(*self.lines(now), sep="\n", file=self.file, flush=True)
 
     def close(self)->None:
