@@ -5,7 +5,8 @@ from threading import Thread
 import nbformat, pytest
 from weclip.cli import main
 from weclip.config import to_dict
-from weclip.runner import Job, execute, executed, failure_file, hold, run_tables, set_up
+from weclip.kernels import Job, execute, executed, failure_file
+from weclip.runner import hold, run_tables, set_up
 from weclip.tables import code_digest, plan, run_config, run_parameters
 
 RUNS = plan(["table4"], quick=True)
