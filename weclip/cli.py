@@ -6,8 +6,8 @@
 __all__ = ['LONG', 'setting', 'find_pictures', 'from_stdin', 'refuse_overwriting', 'settings_of', 'modes', 'open_model',
            'config_of', 'check_source', 'own_model', 'open_source', 'cmd_demo', 'cmd_train', 'cmd_evaluate',
            'cmd_bench', 'cmd_predict', 'cmd_app', 'cmd_pseudo', 'cmd_scenes', 'cmd_tinyclip', 'open_found',
-           'cmd_inspect', 'cmd_data', 'cmd_pack', 'data_parser', 'cmd_hub', 'cmd_export', 'cmd_classifier', 'parser',
-           'main']
+           'cmd_inspect', 'cmd_data', 'cmd_pack', 'data_parser', 'cmd_hub', 'cmd_export', 'cmd_classifier',
+           'cmd_tables', 'tables_arguments', 'parser', 'main']
 
 # %% ../nbs/20_cli.ipynb #5aaae22d
 from argparse import ArgumentParser, ArgumentTypeError
@@ -337,6 +337,34 @@ def cmd_classifier(a # parsed arguments
     train_classifier(a.out, a.samples, n_pictures=a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
     print(Path(a.out)/"classifier.safetensors")
 
+# %% ../nbs/20_cli.ipynb #e6dd1e08
+def cmd_tables(a # parsed arguments
+    )->int:      # 0: every number is there; 1: some are not; 130: stopped
+    "Regenerate tables and figures of the paper: run what is missing, then fill them."
+    from weclip.runner import run_tables, set_up
+    asked = {k: v for k, v in vars(a).items() if k not in ("command", "run", "dry_run", "rerun_stale")}
+    try: return run_tables(set_up(**asked), a.dry_run, a.rerun_stale)
+    except OSError as e: raise ValueError(e) from e
+    except KeyboardInterrupt: print("weclip tables: stopped; the same command goes on from the checkpoints", file=sys.stderr); return 130
+
+def tables_arguments(subs # of `ArgumentParser.add_subparsers`
+    )->None:
+    "Add `weclip tables`."
+    s = subs.add_parser("tables", help=cmd_tables.__doc__, description=cmd_tables.__doc__); s.set_defaults(run=cmd_tables)
+    s.add_argument("names", nargs="*", metavar="NAME", help="table1 ... table7, figure3 ... figure5, ours1, ours2, results; all of the profile if left out")
+    s.add_argument("--profile", default="scenes", help="scenes | voc | coco (%(default)s)")
+    s.add_argument("--recipe", default="released", help="released | paper | mended (%(default)s)")
+    s.add_argument("--seeds", type=int, default=3, help="of every run (%(default)s)")
+    s.add_argument("--quick", action="store_true", help="next to no training, to see every page run; kept apart from the real numbers")
+    s.add_argument("--dry-run", action="store_true", help="only print the plan: runs, iterations, hours, memory, where each number lands")
+    s.add_argument("--engine", default="joblib", help="joblib: this machine; submitit: a Slurm cluster (%(default)s)")
+    s.add_argument("--workers", type=int, default=0, help="runs at a time; one per graphics card, or per core up to four, if left out")
+    s.add_argument("--device", help="where to compute; a graphics card, if there is one")
+    s.add_argument("--results", help="folder of the numbers (experiments/results)")
+    s.add_argument("--out", help="folder of checkpoints and executed notebooks (experiments/runs)")
+    s.add_argument("--config", help="file that says where data and weights lie (weclip.toml)")
+    s.add_argument("--rerun-stale", action="store_true", help="replace results that other code or settings made")
+
 # %% ../nbs/20_cli.ipynb #8497cdcf
 def parser()->ArgumentParser: # its results carry `run`, the function to call with them
     "All subcommands and their arguments."
@@ -415,6 +443,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--tol", type=float, default=1e-4, help="largest difference that passes, relative to the largest logit (%(default)s)")
     s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
+    tables_arguments(subs)
     return p
 
 def main(argv=None # list of str; None: the command line
