@@ -9,6 +9,7 @@ __all__ = ['ARCHIVES', 'SIZES', 'Archive', 'fetch', 'unpack', 'sbd_mask', 'train
 # %% ../nbs/04c_field.ipynb #0d4d392a
 from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
+from importlib import import_module
 from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -174,7 +175,6 @@ def _obtain(root, ready, download, progress):
 # %% ../nbs/04c_field.ipynb #b326c1b1
 def _need(module):
     "An optional package, or the way to it."
-    from importlib import import_module
     try: return import_module(module)
     except ImportError as e: raise ImportError(f"{module.split('.')[0]} is needed to build this data set: pip install pycocotools scipy") from e
 
