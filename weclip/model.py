@@ -308,7 +308,9 @@ def load_model(path,     # file of `save_model`
     "A trained model, ready to predict."
     about, state = read_model(path)
     classes, backbone = ClassSet(**about["classes"]), clip or about["backbone"]
-    model = build(backbone, from_dict(about["config"]), classes, arch or about.get("arch") or ARCH)
+    arch = arch or about.get("arch") or ARCH
+    try: model = build(backbone, from_dict(about["config"]), classes, arch)
+    except ValueError as e: raise ValueError(f"{path}: {e}; it was trained on the backbone {about['backbone']} ({about['fingerprint']})") from e
     if (got := fingerprint(model.clip)) != about["fingerprint"]:
         raise ValueError(f"{path}: expected the backbone {about['backbone']} ({about['fingerprint']}) it was trained on, "
                          f"got {backbone} ({got})")
