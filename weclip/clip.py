@@ -38,10 +38,10 @@ def why_not(vision:dict # the image tower's part of open_clip's config
 def arch_config(name:str # open_clip's name of an architecture, also with a slash (ViT-B/16)
     )->dict:             # open_clip's config of it
     "An architecture whose image tower is a plain ViT; others are refused with the reason."
-    if (cfg := open_clip.get_model_config(name := name.replace("/", "-"))) is None:
+    if (name := name.replace("/", "-")) not in open_clip.list_models():  # get_model_config alone would follow names to other places
         near = get_close_matches(name, open_clip.list_models(), 3)
         raise ValueError(f"arch: expected one of open_clip.list_models(), got {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
-    if why := why_not(cfg["vision_cfg"]): raise ValueError(f"arch: expected a plain ViT, but the image tower of {name} is {why}; {PLAIN}")
+    if why := why_not((cfg := open_clip.get_model_config(name))["vision_cfg"]): raise ValueError(f"arch: expected a plain ViT, but the image tower of {name} is {why}; {PLAIN}")
     return cfg
 
 def tower_size(name:str # as in `arch_config`

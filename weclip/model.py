@@ -327,7 +327,8 @@ def load_model(path,                     # file of `save_model`
     about, state = read_model(path)
     classes, cfg, backbone, mark = _rebuilt(about, state, path)
     arch = arch or str(about.get("arch") or ARCH)
-    model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
+    try: model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
+    except ValueError as e: raise ValueError(f"{path}: {e}; it was trained on the backbone {backbone} ({mark})") from e
     if (got := fingerprint(model.clip)) != mark:
         raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, got {clip or backbone} ({got})")
     load_decoder(model, state, path)
