@@ -1,5 +1,5 @@
 """Damaged and hostile files for every reader. `python tests/fuzz.py FOLDER` writes two lines per input to FOLDER/log.jsonl, before and after, and keeps in FOLDER/bad what went wrong."""
-import faulthandler, io, json, logging, os, pickle, random, re, resource, signal, struct, sys, warnings, zlib
+import faulthandler, io, json, logging, pickle, random, re, resource, signal, struct, sys, warnings, zlib
 from pathlib import Path
 
 import numpy as np, torch
@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from weclip.classes import get_classes
 from weclip.clip import read_weights
-from weclip.data import open_data, read_image, read_mask, read_onehot, read_tags, save_mask
+from weclip.data import open_data, read_image, read_mask, read_onehot, save_mask
 from weclip.model import load_model, read_checkpoint, save_model
 from weclip.train import load_checkpoint, optimiser, save_checkpoint
 
@@ -157,7 +157,7 @@ def hot(path):
 
 def toy():
     "A model around a random CLIP of the tiny architecture's size, small enough to be damaged often."
-    from weclip.bench import QUICK, inputs
+    from weclip.bench import inputs
     return inputs(quick=True, size=32)[0]
 
 def models(tmp):

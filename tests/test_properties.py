@@ -41,7 +41,7 @@ def shuffled(n, seed): return torch.randperm(n, generator=torch.Generator().manu
 def stochastic(shape, seed, kind, dtype=torch.float64): x = values(shape, seed, kind, dtype) + 1e-3; return x/x.sum(-1, keepdim=True)
 
 @st.composite
-def tagged(draw, n_classes=4, images=st.integers(1, 4)):
+def tagged(draw, n_classes=4, images=st.integers(1, 4)):  # noqa: B008
     "Tags of a few images, some without any."
     return draw(st.lists(st.lists(st.integers(0, n_classes - 1), unique=True, max_size=3), min_size=(n := draw(images)), max_size=n).filter(any))
 
