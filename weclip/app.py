@@ -50,7 +50,7 @@ the *refined CAM* follows CLIP's attention and the decoder's affinity, the *pseu
 def _gradio():
     "Gradio, or the way to it."
     try: import gradio
-    except ImportError as e: raise ImportError("the page needs Gradio: `pip install 'weclip[app]'`, or `pip install gradio`") from e
+    except ImportError as e: raise ImportError("the page needs Gradio: `pip install 'gradio>=6,<7'`") from e
     return gradio
 
 def _drawn(seg)->tuple: # (mask over its picture, legend)
