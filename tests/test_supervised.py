@@ -17,11 +17,11 @@ def toy(**kw):
                           dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)).eval()
     cfg = preset("scenes", **{**dict(supervised=True, n_feats=3, d=16, layers=1, heads=2, crop=32, bs=2, iters=6, warmup=2), **kw})
     text = torch.nn.functional.normalize(torch.randn(14, 16), dim=1)
-    return WeCLIP(FrozenCLIP(clip), text[:8], text[8:], SCENES, cfg)
+    return WeCLIP(FrozenCLIP(clip), text[:7], text[7:], SCENES, cfg)
 
 def random_batch(n=2, size=32):
     gen = torch.Generator().manual_seed(1)
-    lbl = torch.randint(0, 9, (n, size, size), generator=gen)
+    lbl = torch.randint(0, 8, (n, size, size), generator=gen)
     return Batch(["a"]*n, torch.randn(n, 3, size, size, generator=gen), [[]]*n, lbl, torch.ones_like(lbl, dtype=torch.bool))
 
 @pytest.fixture(scope="module")

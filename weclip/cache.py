@@ -30,8 +30,8 @@ def cache_files(folder,       # of the cache
              [[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(data.images.values(), stats)]]
     names = dict(tokens=_digest(crops))
     if not c.supervised:
-        texts = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in (model.text_fg, model.text_bg))).hexdigest()
-        names |= dict.fromkeys(("attn", "cam"), _digest([*crops, data.tags, c.pool, texts, _n_maps(model)]))
+        k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
+        names |= dict.fromkeys(("attn", "cam"), _digest([*crops, data.tags, c.pool, k.prompts, k.background, k.template, _n_maps(model)]))
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
 
 def _n_maps(model)->int: return min(max(model.cfg.n_static, model.cfg.n_dynamic), model.clip.n_blocks)

@@ -96,7 +96,7 @@ COCO = ClassSet("coco", _COCO, _with(_COCO, {
     tuple(w for w in VOC.background if w not in ("keyboard", "sign")))
 
 # %% ../nbs/01_classes.ipynb #bdfac80a
-_SCENES = _words("bird; bus; car; cup; flower; house; lamp; train")
+_SCENES = _words("bird; car; cup; flower; house; lamp; train")
 SCENES = ClassSet("scenes", _SCENES, _SCENES, _words("grass; sky; water; sand; road; wall; snow; forest; rock"), "a picture of a {}.")
 
 # %% ../nbs/01_classes.ipynb #1aef28c9

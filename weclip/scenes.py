@@ -401,7 +401,7 @@ def draw_scene(seed,       # any int or tuple of ints
 
 # %% ../nbs/03_scenes.ipynb #4cbac0ee
 STREAMS = dict(pretrain=1, train=2, dev=3, val=4, test=5)  # seeds are (stream, seed, index)
-DRAWING = 2  # revision of the drawings; a cached folder of another revision is drawn anew
+DRAWING = 3  # revision of the drawings; a cached folder of another revision is drawn anew
 
 def draw_split(split,    # name of a stream: pretrain | train | dev | val | test
                index,    # number of the picture in its split
