@@ -127,8 +127,7 @@ def test_digest_is_of_all_that_a_number_can_depend_on():
     while todo: m = todo.pop(); seen.add(m); todo |= uses(m) - seen
     assert seen - set(CODE) == {"config", "viz", "bench", "tables"} and set(CODE) <= seen
     assert syntax(ast.parse("x = f(1)  # a")) == syntax(ast.parse("x = f(\n    1)")) != syntax(ast.parse("x = f(2)"))
-    assert syntax(ast.parse("f'{a:{b}}'")) == ["Module", ["body", [["Expr", ["value", ["JoinedStr", ["values", [["FormattedValue", ["value", ["Name", ["id", "'a'"]]],
-        ["conversion", "-1"], ["format_spec", ["JoinedStr", ["values", [["FormattedValue", ["value", ["Name", ["id", "'b'"]]], ["conversion", "-1"]]]]]]]]]]]]]]  # of any Python
+    assert "Constant" not in json.dumps(syntax(ast.parse("f'{a:{b}}'")))  # Python 3.12.0 and 3.12.1 put an empty text behind {b}
 
 # ---- the notebooks
 
@@ -163,5 +162,5 @@ def test_one_table_from_nothing_to_its_page(tmp_path, monkeypatch):
         papermill.execute_notebook(EXPERIMENTS/f"{name}.ipynb", tmp_path/f"{name}.ipynb", dict(quick=True, **where, **more), progress_bar=False)
     page = (tmp_path/"table4.ipynb").read_text(encoding="utf-8")
     mean = next(c["mean"] for c in collect("table4", folder=where["results"], quick=True) if c["label"] == "decoder + RFM" and c["column"] == "val")
-    assert f"| decoder + RFM | 74.9 | {mean:.1f}" in page and "One seed" in page
+    assert f"| decoder + RFM | 74.9 | {mean:.1f}" in page and "No row has two seeds" in page
     assert f"Table 4](experiments/table4.ipynb), decoder + RFM | 74.9 | {mean:.1f}" in readme.read_text()

@@ -64,8 +64,8 @@ class Text(str):
 
 def _num(x, sd=None, signed=False)->str:
     "A number, perhaps with its spread; a dash where there is none."
-    if x is None: return "–"
-    if isinstance(x, str): return x
+    if x is None or x != x: return "–"
+    if isinstance(x, (str, int)): return str(x)
     return f"{x:{'+' if signed else ''}.{1 if abs(x) >= 1 or x == 0 else 2}f}" + (f" ± {sd:.1f}" if sd == sd and sd is not None else "")
 
 def _ours(c)->str: return _num(c["mean"], c["sd"])
@@ -75,7 +75,7 @@ def markdown_table(head, # texts of the first line
                    rows  # texts of the others
     )->Text:
     "Numbers to the right, the first column to the left."
-    return Text("\n".join("| " + " | ".join(r) + " |" for r in [head, ["---", *["---:"]*(len(head) - 1)], *rows]))
+    return Text("\n".join("| " + " | ".join(x.replace("|", "\\|") for x in r) + " |" for r in [head, ["---", *["---:"]*(len(head) - 1)], *rows]))
 
 def as_markdown(cells # of `collect`
     )->Text:
@@ -121,9 +121,12 @@ def show(name,               # of `TABLES`
     "A table with its caption, and what it lacks."
     table, = chosen([name], profile)
     cells = collect(table, profile, seeds, folder, recipe, quick)
-    parts = [STAND_IN.format("COCO" if "coco" in table.profiles and "voc" not in table.profiles else "VOC")] if profile in DRAWN else []
-    if quick: parts.append("**Quick: next to no training. The numbers mean nothing.**")
-    return Text("\n\n".join([*parts, as_markdown(cells), *_holes(cells, command(name, profile, seeds, quick))]))
+    return Text("\n\n".join([*_caption(table, profile, quick), as_markdown(cells), *_holes(cells, command(name, profile, seeds, quick))]))
+
+def _caption(table, profile, quick)->list: # paragraphs
+    "What the numbers may be read for."
+    stands_for = "VOC" if "voc" in table.profiles else "COCO"
+    return [STAND_IN.format(stands_for)]*(profile in DRAWN) + ["**Quick: next to no training. The numbers mean nothing.**"]*quick
 
 def _holes(cells, fill)->list: # paragraphs
     "Why cells are empty, each reason once."
@@ -134,6 +137,10 @@ def _holes(cells, fill)->list: # paragraphs
     lines = [f"- {why}: {', '.join(sorted({label for label, _ in who})[:6])}{' …' if len({l for l, _ in who}) > 6 else ''}, {', '.join(sorted({s for _, s in who}))}"
              for why, who in reasons.items()]
     return ["Not measured:\n\n" + "\n".join(lines) + f"\n\nFilled by `{fill}`."] if lines else []
+
+def _spread(sd, dof)->str:
+    "The spread in words."
+    return f"Spread of a run {sd:.2f} points ({dof} degree{'s'*(dof > 1)} of freedom, all rows of the grid)." if dof else "No row has two seeds: there is no spread to compare with."
 
 def verdicts(name,               # of `TABLES`
              profile="scenes",   # data set
@@ -150,8 +157,8 @@ def verdicts(name,               # of `TABLES`
     if not pairs: return Text("No pair of rows has results yet.")
     said = [f"**{v.capitalize()}** ({len(ps)} of {len(pairs)}): " + "; ".join(f"{p['better']} over {p['worse']}" for p in ps) + "."
             for v in ("appears", "reversed", "not resolved") if (ps := [p for p in pairs if p["verdict"] == v])]
-    how = f"Spread of a run {sd:.2f} points ({dof} degree{'s'*(dof > 1)} of freedom, all rows of the grid)." if dof else "One seed: there is no spread to compare with."
-    rows = [[f"{p['better']} over {p['worse']}", f"{p['paper']:+.1f}", f"{p['ours']:+.1f}", f"{p['bound']:.1f}", p["verdict"]] for p in pairs]
+    how = _spread(sd, dof)
+    rows = [[f"{p['better']} over {p['worse']}", f"{p['paper']:+.1f}", f"{p['ours']:+.1f}", _num(p["bound"]), p["verdict"]] for p in pairs]
     return Text("\n\n".join([how, *said, markdown_table(["pair", "paper", "ours", "bound: 2 se", "verdict"], rows)]))
 
 # %% ../nbs/18c_compare.ipynb #3df034fc
@@ -164,19 +171,22 @@ def effects(name,               # of `TABLES`
             column="val"        # whose rows are compared with the first
     )->Text:
     "Each row minus the first, with the bound of what the seeds can tell apart."
-    split, mode = TABLES[name].columns[column]
+    table, = chosen([name], profile)
+    split, mode = table.columns[column]
     sd, dof = pooled_sd([list(g.values()) for g in grid_values(profile, seeds, folder, recipe, quick, split, mode).values()])
-    first, *others = [c for c in collect(name, profile, seeds, folder, recipe, quick) if c["column"] == column]
+    cells = [c for c in collect(name, profile, seeds, folder, recipe, quick) if c["column"] == column]
+    first, *others = cells
     rows = [[_name(first["label"], {0: first}), _ours(first), "", "", ""]]
     for c in others: rows.append([_name(c["label"], {0: c}), _ours(c), *_effect(c, first, sd)])
-    how = f"Spread of a run {sd:.2f} points ({dof} degree{'s'*(dof > 1)} of freedom, all rows of the grid)." if dof else "One seed: there is no spread to compare with."
-    return Text("\n\n".join([how, markdown_table(["", column, "minus the first", "bound: 2 se", "resolved"], rows)]))
+    how = _spread(sd, dof)
+    told = markdown_table(["", column, "minus the first", "bound: 2 se", "resolved"], rows)
+    return Text("\n\n".join([*_caption(table, profile, quick), how, told, *_holes(cells, command(name, profile, seeds, quick))]))
 
 def _effect(c, first, sd)->list: # three cells
     if c["mean"] is None or first["mean"] is None: return ["–"]*3
-    if c["values"] == first["values"]: return ["the same run", "", ""]
+    if c["source"] == first["source"]: return ["the same run", "", ""]
     d, bound = c["mean"] - first["mean"], 2*standard_error(sd, c["n"], first["n"])
-    return [f"{d:+.1f}", f"{bound:.1f}" if bound == bound else "–", "yes" if abs(d) > bound else "no"]
+    return [f"{d:+.1f}", _num(bound), "yes" if abs(d) > bound else "no"]
 
 # %% ../nbs/18c_compare.ipynb #1c516996
 def summary(profile="scenes",   # data set
@@ -192,7 +202,7 @@ def summary(profile="scenes",   # data set
             if c["paper"] is None or (c["mean"] is None and not c["hole"]): continue
             what = c["label"] if len({r.label for r in t.rows if r.settings is not None}) > 1 else c["column"]
             rows.append([f"[{t.name.replace('table', 'Table ')}](experiments/{t.notebook}), {what}", _num(c["paper"]), _ours(c), _diff(c)])
-    return markdown_table(["", "paper", "ours", "difference"], rows)
+    return Text("**Quick: the numbers mean nothing.**\n\n"*quick + markdown_table(["", "paper", "ours", "difference"], rows))
 
 def figure_run(name,               # of `TABLES`
                profile="scenes",   # data set

@@ -55,8 +55,8 @@ def published(text:str,  # a method a line: label; about; a number per column, s
     if odd := [r for r in rows if len(r) != 2 + len(columns)]: raise ValueError(f"published: expected label; about; {len(columns)} numbers, got {odd[0]}")
     return tuple(Row(label, None, {c: _number(x) for c, x in zip(columns, xs) if x != "-"}, about) for label, about, *xs in rows)
 
-def _number(x:str): # "72.2" -> 72.2; ">24" stays
-    return float(x) if x.replace(".", "").isdigit() else x
+def _number(x:str): # "72.2" -> 72.2, "58" -> 58; ">24" stays
+    return x if not x.replace(".", "").isdigit() else float(x) if "." in x else int(x)
 
 # %% ../nbs/18b_tables.ipynb #6e3e0f0e
 TABLE1 = published("""
@@ -108,8 +108,8 @@ TABLE3 = published("""
     CLIP-ES [29]; RTX 3090; 7; 12
     ToCo [40]; RTX 3090; 4; >24""", "training, h", "memory, GiB")
 TABLE7 = published("""
-    DeepLabV3 (reproduced by [33]); ResNet101; 58; 79.9; 79.8
-    Mask2former [10] (reproduced by [33]); ResNet50; 44; 77.3; -
+    DeepLabV3, reproduced by [33]; ResNet101; 58; 79.9; 79.8
+    Mask2former [10], reproduced by [33]; ResNet50; 44; 77.3; -
     SegNeXt-S [16]; MSCAN-S; 13.9; -; 85.3""", "learnable, M", "val", "test")
 
 # %% ../nbs/18b_tables.ipynb #7de5d707
@@ -125,7 +125,7 @@ DIFFERENCES = (
     ("last 7 attention maps", dict(n_dynamic=7), "paper, N0 = 6; code: 6"),
     ("last 8 attention maps", dict(n_dynamic=8), "code before the switch; after it: 6"),
     ("last 10 attention maps", dict(n_dynamic=10), "code on COCO; on VOC: 6"),
-    ("absolute S_l", dict(signed=False), "code: signed; |.| is commented out there"),
+    ("absolute S_l", dict(signed=False), "code: signed, the absolute value is commented out"),
     ("boxes to the border", dict(box_open=False), "paper; code: the last row and column never"),
     ("affinity loss: cross-entropy", dict(aff_loss="ce"), "paper; code: balanced L1"),
     ("affinity of all pairs", dict(radius=0), "paper; code: near pairs"),
@@ -420,7 +420,7 @@ def collect(table,              # `Table` or its name
             folder="results",   # of JSON files
             recipe="released",  # as in `preset`
             quick=False         # as in `plan`
-    )->list:                    # of dicts: label, about, column, paper, values, mean, sd, n, hole
+    )->list:                    # of dicts: label, about, column, paper, values by seed, mean, sd, n, hole (why values are missing), source (runs and score)
     "Every cell of a table: the paper's value and ours, or why there is none."
     table, = chosen([getattr(table, "name", table)], profile)
     cells, seeds = [], tuple(seeds[:1] if quick else seeds)
@@ -438,4 +438,5 @@ def _cell(row, column, split, mode, runs, read)->dict:
     values = {s: v for s, v in found.items() if v is not None}
     holes = [f"seed {r.seed}: {read[r.name]}" for r in runs if isinstance(read[r.name], str)] or ["no masks"]*(len(values) < len(found))
     mean, sd = mean_sd([*values.values()]) if values else (None, None)
-    return dict(label=row.label, about=row.about, column=column, paper=row.paper.get(column), values=values, mean=mean, sd=sd, n=len(values), hole="; ".join(holes))
+    return dict(label=row.label, about=row.about, column=column, paper=row.paper.get(column), values=values, mean=mean, sd=sd, n=len(values),
+                hole="; ".join(holes), source=tuple(f"{r.name}: {split}/{mode}" for r in runs))
