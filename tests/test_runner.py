@@ -43,7 +43,7 @@ def grid(tmp_path, drawn, monkeypatch):
     monkeypatch.setenv("WECLIP_CACHE", str(drawn))
     (tmp_path/"runs"/"answers").mkdir(parents=True); (tmp_path/"results").mkdir()
     page(tmp_path/"01_run.ipynb", "\n".join(f"{k} = None" for k in run_parameters(RUNS[0])), TRAIN)
-    page(tmp_path/"table4.ipynb", "seeds = []\nresults = ''", "import os; sorted(os.listdir(results)), seeds")
+    page(tmp_path/"table4.ipynb", "seeds = []\nresults = ''\ndevice = ''", "import os; sorted(os.listdir(results)), seeds, device")
     page(tmp_path/"results.ipynb", "results = ''", "results")
     for r in RUNS: (tmp_path/"runs"/"answers"/f"{r.name}.json").write_text(json.dumps(answer(r)))
     behave(tmp_path, {})
@@ -87,7 +87,7 @@ def test_runs_then_pages_then_nothing(grid, capsys):
     assert status == 0 and "2 of 2 runs have numbers" in said
     assert "1 of 2 done" not in said and capsys.readouterr().out.count("finished in") == 3
     page = nbformat.read(open(grid["out"]/"table4.ipynb"), 4)
-    assert f"{FIRST}.json" in page.cells[-1].outputs[0]["data"]["text/plain"] and "[1, 2, 3]" in page.cells[-1].outputs[0]["data"]["text/plain"]
+    assert f"{FIRST}.json" in page.cells[-1].outputs[0]["data"]["text/plain"] and "[1, 2, 3],\n 'cpu'" in page.cells[-1].outputs[0]["data"]["text/plain"]
     assert go(grid)[0] == 0 and starts(grid, FIRST) == starts(grid, SECOND) == ["0"]
 
 def test_a_deleted_result_comes_back_alone(grid):

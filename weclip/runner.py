@@ -147,13 +147,14 @@ def _run_job(run:Run, s:Setup, cost:Cost, device)->Job:
     more = f" and {len(run.used_by) - 1} more" if len(run.used_by) > 1 else ""
     return Job(run.name, f"{run.used_by[0]}{more}, seed {run.seed}", str(s.notebooks/RUN), given, str(s.out), code_digest(), minutes_of(run, cost, s.out), cost.score)
 
-def _pages(s:Setup)->list: # of `Job`
+def _pages(s:Setup, device="cpu")->list: # of `Job`
     "The pages of the tables, last the one that collects them."
     tables = [n for n in s.names if n != "results"]
     pages = {t.name: t.notebook for t in chosen(tables, s.given["profile"])} if tables or not s.names else {}
     if not s.names or "results" in s.names: pages["results"] = "results.ipynb"
+    given = {**s.given, "root": s.places.get(s.given["profile"], ""), "clip": s.places.get("clip", ""), "device": device}
     known = {p: papermill.inspect_notebook(str(s.notebooks/p)) for p in pages.values()}
-    return [Job(name, p, str(s.notebooks/p), {k: v for k, v in s.given.items() if k in known[p]}, str(s.out)) for name, p in pages.items()]
+    return [Job(name, p, str(s.notebooks/p), {k: v for k, v in given.items() if k in known[p]}, str(s.out)) for name, p in pages.items()]
 
 # %% ../nbs/19c_runner.ipynb #1b834d7e
 def state(run:Run, # of `plan`
@@ -241,7 +242,8 @@ def _carry_out(s, rerun_stale)->tuple: # name -> why it failed, name -> why ther
     had, options = read_results(s.results, s.runs, s.out), s.places.get("submitit", {})
     call, device = local(s.workers, s.device) if s.engine == "joblib" else cluster(s.workers, options, s.out/"submitit")
     todo, cost, ended = to_run(s.runs, had, rerun_stale), cost_of(s, had.values()), {}
-    runs, pages = [_run_job(r, s, cost, s.device or device) for r in todo], _pages(s)
+    device = s.device or device
+    runs, pages = [_run_job(r, s, cost, device) for r in todo], _pages(s, device)
     _draw(todo)
     for jobs in (runs, [p for p in pages if p.name != "results"], [p for p in pages if p.name == "results"]):
         if jobs: ended |= run_jobs(jobs, call, s.workers, Board(jobs, s.workers))
