@@ -1,14 +1,16 @@
 """Damaged and hostile files for every reader. `python tests/fuzz.py FOLDER` writes two lines per input to FOLDER/log.jsonl, before and after, and keeps in FOLDER/bad what went wrong."""
-import faulthandler, io, json, logging, os, pickle, random, re, resource, signal, struct, sys, warnings, zlib
+import faulthandler, io, json, logging, pickle, random, re, resource, signal, struct, sys, warnings, zlib
 from pathlib import Path
 
 import numpy as np, torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
+import weclip.model
+from weclip import bench
 from weclip.classes import get_classes
 from weclip.clip import read_weights
-from weclip.data import open_data, read_image, read_mask, read_onehot, read_tags, save_mask
+from weclip.data import open_data, read_image, read_mask, read_onehot, save_mask
 from weclip.model import load_model, read_checkpoint, save_model
 from weclip.train import load_checkpoint, optimiser, save_checkpoint
 
@@ -155,15 +157,9 @@ def classes(path):
 def hot(path):
     for i, t in read_onehot(path, NAMES).items(): assert isinstance(i, str) and set(t) <= {0, 1, 2}
 
-def toy():
-    "A model around a random CLIP of the tiny architecture's size, small enough to be damaged often."
-    from weclip.bench import QUICK, inputs
-    return inputs(quick=True, size=32)[0]
-
 def models(tmp):
     "Sound checkpoint files: name -> (bytes, reader)."
-    import weclip.model
-    model = toy(); opt = optimiser(model, model.cfg)
+    model = bench.inputs(quick=True, size=32)[0]; opt = optimiser(model, model.cfg)
     for p in model.decoder.parameters(): p.grad = torch.ones_like(p)
     opt.step()
     clip = {f"visual.{k}": v for k, v in model.clip.visual.state_dict().items()}
