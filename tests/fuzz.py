@@ -6,6 +6,8 @@ import numpy as np, torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
+import weclip.model
+from weclip import bench
 from weclip.classes import get_classes
 from weclip.clip import read_weights
 from weclip.data import open_data, read_image, read_mask, read_onehot, save_mask
@@ -155,15 +157,9 @@ def classes(path):
 def hot(path):
     for i, t in read_onehot(path, NAMES).items(): assert isinstance(i, str) and set(t) <= {0, 1, 2}
 
-def toy():
-    "A model around a random CLIP of the tiny architecture's size, small enough to be damaged often."
-    from weclip.bench import inputs
-    return inputs(quick=True, size=32)[0]
-
 def models(tmp):
     "Sound checkpoint files: name -> (bytes, reader)."
-    import weclip.model
-    model = toy(); opt = optimiser(model, model.cfg)
+    model = bench.inputs(quick=True, size=32)[0]; opt = optimiser(model, model.cfg)
     for p in model.decoder.parameters(): p.grad = torch.ones_like(p)
     opt.step()
     clip = {f"visual.{k}": v for k, v in model.clip.visual.state_dict().items()}

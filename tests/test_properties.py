@@ -41,9 +41,10 @@ def shuffled(n, seed): return torch.randperm(n, generator=torch.Generator().manu
 def stochastic(shape, seed, kind, dtype=torch.float64): x = values(shape, seed, kind, dtype) + 1e-3; return x/x.sum(-1, keepdim=True)
 
 @st.composite
-def tagged(draw, n_classes=4, images=st.integers(1, 4)):  # noqa: B008
-    "Tags of a few images, some without any."
-    return draw(st.lists(st.lists(st.integers(0, n_classes - 1), unique=True, max_size=3), min_size=(n := draw(images)), max_size=n).filter(any))
+def tagged(draw, n_classes=4):
+    "Tags of up to four images, some without any, or of eight."
+    n = draw(st.sampled_from([1, 2, 3, 4, 8]))
+    return draw(st.lists(st.lists(st.integers(0, n_classes - 1), unique=True, max_size=3), min_size=n, max_size=n).filter(any))
 
 def rows_of(tags, order):
     "Rows that the pairs of `tags` take when the images are put in `order`."

@@ -237,10 +237,11 @@ def load_released(clip,          # OpenAI-format state dict, or a path to one
     "A WeCLIP with the released weights and settings."
     classes = classes if isinstance(classes, ClassSet) else get_classes(classes)
     cfg = preset("coco" if classes.name == "coco" else "voc", **overrides)
-    state = read_checkpoint(decoder) if isinstance(decoder, (str, Path)) else decoder
-    dec = decoder_from_official(state, cfg.heads, cfg.dropout)
+    state, where = (read_checkpoint(decoder), decoder) if isinstance(decoder, (str, Path)) else (decoder, "decoder")
+    try: dec = decoder_from_official(state, cfg.heads, cfg.dropout)
+    except ValueError as e: raise ValueError(f"{where}: {e}") from e
     if (n := dec.pred.out_features) != classes.n_classes:
-        raise ValueError(f"decoder: expected {classes.n_classes} classes with background ({classes.name}), got a checkpoint of {n}")
+        raise ValueError(f"{where}: expected {classes.n_classes} classes with background ({classes.name}), got a checkpoint of {n}")
     return build(clip, replace(cfg, n_feats=len(dec.mlps), d=dec.conv.out_features, layers=len(dec.phi)), classes, decoder=dec).eval()
 
 def read_checkpoint(path # PyTorch file of tensors
@@ -254,7 +255,9 @@ def read_checkpoint(path # PyTorch file of tensors
     if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
     if "about" in state:
         raise ValueError(f"{path}: expected a model, got the state of a training of ours; take model.safetensors beside it")
-    return state.get("state_dict", state)
+    state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"{path}: expected a state dict of tensors, got other values")
+    return state
 
 # %% ../nbs/13_model.ipynb #2611b4cc
 def fingerprint(clip:FrozenCLIP # image tower
@@ -339,7 +342,7 @@ def load_decoder(model:WeCLIP,     # changed in place
                  path="checkpoint" # where it came from, for the message
     )->None:
     "Weights into the decoder; names what does not fit."
-    want, got = ({k: tuple(v.shape) for k, v in s.items()} for s in (model.decoder.state_dict(), state))
+    want, got = ({k: tuple(v.shape) if isinstance(v, Tensor) else type(v) for k, v in s.items()} for s in (model.decoder.state_dict(), state))
     odd = [k for k in sorted({*want, *got}) if want.get(k) != got.get(k)]
     if odd:
         first = "; ".join(f"{k}: expected {want.get(k, 'nothing')}, got {got.get(k, 'nothing')}" for k in odd[:3])
