@@ -2,7 +2,7 @@
 import ctypes, gc, os
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import numpy as np, pytest
 from PIL import Image
 
 from weclip.bench import inputs
