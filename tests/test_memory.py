@@ -30,7 +30,11 @@ def slope(sizes):
     return float(np.median((x[b] - x[a])/(i[b] - i[a])))
 
 @pytest.fixture(scope="module")
-def model(): return inputs(quick=True, size=32)[0]
+def model():
+    model = inputs(quick=True, size=32)[0]
+    gc.collect(); gc.freeze()  # what is there by now is not looked through again at every measurement
+    yield model
+    gc.unfreeze()
 
 SIZES = [(40, 60), (60, 40), (48, 48), (33, 65), (64, 64), (50, 90)]
 PICTURE = sum(h*w*3 for h, w in SIZES)//len(SIZES)  # bytes of one on average; a mask has a third
@@ -52,12 +56,12 @@ def predicted(model, files, n, tmp, crf=False, leak=None):
         if k % len(files) == 0: sizes.append((k, resident()))
     return sizes
 
-@pytest.mark.parametrize("crf, n", [(False, 60), (True, 25)])
+@pytest.mark.parametrize("crf, n", [(False, 50), (True, 24)])
 def test_predictions(model, pictures, tmp_path, crf, n):
     assert slope(predicted(model, pictures, n, tmp_path, crf)) < PICTURE/3/4
 
 def test_a_kept_mask_would_be_seen(model, pictures, tmp_path):
-    assert slope(predicted(model, pictures, 60, tmp_path, leak=[])) > PICTURE/3/2
+    assert slope(predicted(model, pictures, 30, tmp_path, leak=[])) > PICTURE/3/2
 
 def test_scores(model, tmp_path):
     rng, sizes = np.random.default_rng(0), []
@@ -72,12 +76,12 @@ def test_scores(model, tmp_path):
 @pytest.mark.parametrize("kept", [False, True])
 def test_training_steps(model, tmp_path, kept):
     data = open_data(write_scenes(tmp_path/"scenes", train=6, val=0, workers=1), "train", model.classes.classes, tags_from=lambda root, ids, names: {i: [k % 3] for k, i in enumerate(ids)}, crop=48)
-    cfg = type(model.cfg)(**{**model.cfg.__dict__, "crop": 48, "bs": 2, "iters": 200, "switch": 60, "warmup": 5, "par_iters": 2, "par_dilations": (1, 2)})
+    cfg = type(model.cfg)(**{**model.cfg.__dict__, "crop": 48, "bs": 2, "iters": 120, "switch": 40, "warmup": 5, "par_iters": 2, "par_dilations": (1, 2)})
     sizes, held = [], []
     def look(i, out):
         if kept: held.append(out.attn)
         if i % 5 == 0: sizes.append((i, resident()))
     twin = WeCLIP(model.clip, model.text_fg, model.text_bg, model.classes, cfg)
-    train(twin, data, tmp_path/"run", every=25, log_every=5, picture_every=50, on_step=look, progress=False)
+    train(twin, data, tmp_path/"run", every=20, log_every=5, picture_every=40, on_step=look, progress=False)
     attn = 4*2*4*36**2  # bytes of a step's attention maps: 2 pictures, 4 maps of 36 tokens
     assert slope(sizes) > attn/2 if kept else slope(sizes) < attn/4
