@@ -132,7 +132,8 @@ def get_classes(name:str # voc | coco | scenes | scenes12, or the path of a YAML
     try: d = yaml.safe_load(Path(name).read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ValueError(f"{name}: expected YAML in UTF-8, got something else ({' '.join(str(e).split())[:200]}); put text that holds : or # in quotes") from e
-    return class_set(d, Path(name).stem)
+    try: return class_set(d, Path(name).stem)
+    except ValueError as e: raise ValueError(f"{name}: {str(e).removeprefix(f'{Path(name).stem}.yaml: ')}") from e
 
 def class_set(d:dict,  # `classes`: names, or {name, prompt, colour}; perhaps `name`, `background`, `template`
               stem:str # the set's name where `name` is missing

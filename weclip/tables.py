@@ -175,7 +175,7 @@ TABLES = {t.name: t for t in (
 # %% ../nbs/18b_tables.ipynb #8d777516
 GRID = dict(iters=300, switch=90)      # of the scenes' tables
 SIZES = (6400, 500, 500)               # scenes to train on, of val, of test
-QUICK = dict(iters=4, switch=2, bs=4, warmup=1)
+QUICK = dict(iters=4, switch=1, bs=4, warmup=1)
 QUICK_SIZES = (12, 6, 6)               # likewise; of photographs, the first so many
 DRAWN = ("scenes", "scenes12")         # profiles whose data are drawn
 SNAPSHOTS = (.1, .4, .7)               # of a full run, kept for Figure 3: parts of the iterations
@@ -351,7 +351,7 @@ def expected_minutes(run:Run # of `plan`
 
 # %% ../nbs/18b_tables.ipynb #3897e6fb
 CODE = ("classes", "scenes", "data", "clip", "tinyclip", "cam", "par", "decoder", "rfm", "losses", "metrics", "model", "cache", "train",
-        "infer", "supervised", "pseudo", "job")  # settings are not in it: they name the run
+        "parallel", "infer", "supervised", "pseudo", "job")  # settings are not in it: they name the run
 
 def syntax(node # of the standard library's `ast`
     ):          # nested lists of what it says; empty fields are left out, as some versions of Python do not have them
