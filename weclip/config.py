@@ -100,9 +100,13 @@ def preset(profile:str="voc",       # data set: voc | coco | scenes
     "Settings of a data set and a recipe, with single fields replaced; §4.2."
     for name, table, key in (("profile", PROFILES, profile), ("recipe", RECIPES, recipe)):
         if key not in table: raise ValueError(f"{name}: expected one of {tuple(table)}, got {key!r}")
-    unknown = set(overrides) - {f.name for f in fields(Config)}
+    return _known({**PROFILES[profile], **RECIPES[recipe], **overrides})
+
+def _known(settings:dict)->Config:
+    "Settings of nothing but fields."
+    unknown = set(settings) - {f.name for f in fields(Config)}
     if unknown: raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in fields(Config)]}")
-    return Config(**{**PROFILES[profile], **RECIPES[recipe], **overrides})
+    return Config(**settings)
 
 # %% ../nbs/00_config.ipynb #7d593dd1
 def to_dict(cfg:Config # any settings
@@ -113,7 +117,7 @@ def to_dict(cfg:Config # any settings
 def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     )->Config:
     "Settings back from JSON; lists become tuples again."
-    return preset("voc", **{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+    return _known({k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
 
 def run_name(cfg:Config # any settings
     )->str:
