@@ -6,7 +6,7 @@ import numpy as np, pytest
 from PIL import Image
 
 from weclip.bench import inputs
-from weclip.cli import readable
+from weclip.segmentation import read_ahead
 from weclip.data import open_data, save_mask
 from weclip.infer import evaluate, predict_stream
 from weclip.model import WeCLIP
@@ -50,7 +50,7 @@ def predicted(model, files, n, tmp, crf=False, leak=None):
     "Sizes of the process during `n` rounds over the files, read, predicted and written as the command does."
     endless = (f for _ in range(n) for f in files)
     sizes = []
-    for k, (f, ids) in enumerate(predict_stream(model, readable(endless, []), crf=crf, workers=0)):
+    for k, (f, ids) in enumerate(predict_stream(model, read_ahead(endless, []), crf=crf, workers=0)):
         save_mask(tmp/f"{f.stem}.png", ids)
         if leak is not None: leak.append(ids)
         if k % len(files) == 0: sizes.append((k, resident()))

@@ -115,9 +115,13 @@ def preset(profile:str="voc",       # data set: voc | coco | own | scenes | scen
     "Settings of a data set and a recipe, with single fields replaced; §4.2."
     for name, table, key in (("profile", PROFILES, profile), ("recipe", RECIPES, recipe)):
         if key not in table: raise ValueError(f"{name}: expected one of {tuple(table)}, got {key!r}")
-    unknown = set(overrides) - {f.name for f in fields(Config)}
-    if unknown: raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in fields(Config)]}")
+    _check_names(overrides)
     return replace(fit_tower(Config(**{**PROFILES[profile], **RECIPES[recipe]}), n_blocks, patch), **overrides)
+
+def _check_names(settings:dict)->None:
+    "Refuse what is no field."
+    unknown = set(settings) - {f.name for f in fields(Config)}
+    if unknown: raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in fields(Config)]}")
 
 # %% ../nbs/00_config.ipynb #7d593dd1
 def to_dict(cfg:Config # any settings
@@ -128,7 +132,8 @@ def to_dict(cfg:Config # any settings
 def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     )->Config:
     "Settings back from JSON; lists become tuples again."
-    return preset("voc", **{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+    _check_names(d)
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
 
 LATER = dict(amp="off", clip_grad=0.)  # fields younger than the first results, at the value of those results
 
