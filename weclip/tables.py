@@ -175,7 +175,7 @@ TABLES = {t.name: t for t in (
 # %% ../nbs/18b_tables.ipynb #8d777516
 GRID = dict(iters=300, switch=90)      # of the scenes' tables
 SIZES = (6400, 500, 500)               # scenes to train on, of val, of test
-QUICK = dict(iters=4, switch=2, bs=4, warmup=1)
+QUICK = dict(iters=4, switch=1, bs=4, warmup=1)
 QUICK_SIZES = (12, 6, 6)               # likewise; of photographs, the first so many
 DRAWN = ("scenes", "scenes12")         # profiles whose data are drawn
 SNAPSHOTS = (.1, .4, .7)               # of a full run, kept for Figure 3: parts of the iterations
