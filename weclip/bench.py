@@ -111,7 +111,7 @@ def bench(device="cpu",     # where to compute
 def device_name(device # a torch device, or its name
     )->str:
     "What the numbers were measured on."
-    return torch.cuda.get_devicedevice_name(device) if torch.device(device).type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
 
 def _peak_gib(device)->float:
     "Most memory so far: of the process, or on a CUDA device of its tensors."
