@@ -38,9 +38,9 @@ def stages(model:WeCLIP,    # trained
     prediction = segment(image, model, crf)
     if not tags: return Stages(None, None, None, prediction)
     out, maps = preview(model, image, list(model.classes.tags(tags)), dynamic=True)
-    cams = (heat(upsample_cam(cam, image.shape[:2]).amax(0), image) for cam in (out.cam, out.cam_ref))
+    initial, refined = (heat(upsample_cam(cam, image.shape[:2]).amax(0), image) for cam in (out.cam, out.cam_ref))
     pseudo = Segmentation(image, maps["pseudo"].byte().cpu().numpy(), prediction.names, prediction.palette)
-    return Stages(*cams, pseudo, prediction)
+    return Stages(initial, refined, pseudo, prediction)
 
 # %% ../nbs/19c_app.ipynb #e798854c
 SIDE = 1024               # pixels of the longer side that the page computes with

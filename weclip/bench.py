@@ -37,7 +37,7 @@ def inputs(quick:bool=False, # a tiny encoder instead of ViT-B/16
     torch.manual_seed(0)
     clip, n = open_clip.CLIP(**(TINY if quick else open_clip.get_model_config("ViT-B-16-quickgelu"))), len(VOC.classes)
     text = F.normalize(torch.randn(n + len(VOC.background), clip.visual.proj.shape[1]), dim=1)
-    model = WeCLIP(FrozenCLIP(clip), text[:n], text[n:], VOC, preset("voc", **(QUICK if quick else {})))
+    model = WeCLIP(FrozenCLIP(clip), text[:n], text[n:], VOC, preset("voc", "released", **(QUICK if quick else {})))
     img = torch.randn(len(TAGS), 3, size, size)
     batch = Batch(list("abcd"), img, list(TAGS), None, torch.ones_like(img[:, 0], dtype=torch.bool))
     return model.to(device), to_device(batch, device), np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)

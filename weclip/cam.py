@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch, torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vjp
+from open_clip.transformer import ResidualAttentionBlock
 
 from .clip import FrozenCLIP, attend, mix, patch_attn, qkv
 
@@ -48,17 +49,17 @@ def candidates(img_idx:Tensor, # (P,)
     return present.index_put((img_idx, tag_idx), present.new_ones(()))[img_idx]
 
 # %% ../nbs/07_cam.ipynb #d0d80047
-def slope(act:nn.Module, # elementwise function
-          x:Tensor       # any shape
-    )->Tensor:           # act'(x), shape of x
+def slope(act,     # elementwise function
+          x:Tensor # any shape
+    )->Tensor:     # act'(x), shape of x
     "Derivative of an activation function."
     return vjp(act, x)[1](torch.ones_like(x))[0]
 
-def mlp_back(block:nn.Module, # open_clip's ResidualAttentionBlock
-             y:Tensor,        # tokens before ln_2, a row per pair, (P, R, D)
-             s:Tensor,        # slope of the activation function there, (P, R, 4D)
-             dz:Tensor        # gradient at the block's output, (P, R, D)
-    )->Tensor:                # gradient at y, (P, R, D)
+def mlp_back(block:ResidualAttentionBlock, # open_clip's
+             y:Tensor,                     # tokens before ln_2, a row per pair, (P, R, D)
+             s:Tensor,                     # slope of the activation function there, (P, R, 4D)
+             dz:Tensor                     # gradient at the block's output, (P, R, D)
+    )->Tensor:                             # gradient at y, (P, R, D)
     "Back through the MLP, its norm and the shortcut around them."
     dh = block.ls_2(dz) @ block.mlp.c_proj.weight * s
     return dz + vjp(block.ln_2, y)[1](dh @ block.mlp.c_fc.weight)[0]
@@ -142,7 +143,7 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
     def score(z):
         logits = class_logits(clip, clip.image_vector(z), text, keep)
         return logits.softmax(-1), logits
-    scores, back, logits = vjp(score, z[:, rows][img_idx], has_aux=True)
+    scores, back, logits = vjp(score, z[:, rows][img_idx], has_aux=True)  # type: ignore[misc]  # three with has_aux
     dz, = back(F.one_hot(tag_idx, len(text)).to(scores))                                    # (P, R, D)
     dy = mlp_back(block, y[:, rows][img_idx], slope(block.mlp.gelu, h[:, rows])[img_idx], dz)
     do = (block.ls_1(dy) @ block.attn.out_proj.weight).unflatten(-1, (clip.heads, -1)).transpose(1, 2)  # (P, heads, R, dh)

@@ -151,7 +151,7 @@ def class_set(d:dict,  # `classes`: names, or {name, prompt, colour}; perhaps `n
     head = {k: d.get(k, v) for k, v in dict(name=stem, template=VOC.template).items()}
     if not background or not all(isinstance(w, str) and w.strip() for w in (*background, *head.values())):
         raise ValueError(f"{stem}.yaml: expected text as name and template, and at least one background word, got {short([background, head])}")
-    return ClassSet(head["name"], names, prompts, background, head["template"], tuple(_colour(r["colour"]) if "colour" in r else None for r in rows))
+    return ClassSet(head["name"], names, prompts, tuple(background), head["template"], tuple(_colour(r["colour"]) if "colour" in r else None for r in rows))
 
 def _listed(x, what:str)->list:
     if not isinstance(x, list): raise ValueError(f"{what}: expected a list, as [cat, dog] or a line '- cat' each, got {short(x)}")

@@ -132,7 +132,7 @@ def own_model(a,               # parsed arguments
     if a.clip in ("tiny", "random"):
         print(f"note: the {a.clip} CLIP knows nothing of photographs: on them everything runs, but no number or mask means anything", file=sys.stderr)
     if a.clip == "tiny" and not a.classes:
-        classes = replace(classes, template=SCENES.template, background=[w for w in SCENES.background if w not in classes.classes])
+        classes = replace(classes, template=SCENES.template, background=tuple(w for w in SCENES.background if w not in classes.classes))
     return build(a.clip, replace(config_of(a), classes=classes.name), classes, a.arch).to(a.device)
 
 def open_source(a,             # parsed arguments

@@ -159,9 +159,9 @@ def resize_pos(pos:Tensor,           # class row, then a g x g grid by rows, (1+
     return torch.cat([pos[:1], p.flatten(1).T.to(pos.dtype)])
 
 # %% ../nbs/05_clip.ipynb #e3ce5af9
-def qkv(block:nn.Module, # open_clip's ResidualAttentionBlock
-        a:Tensor         # ln_1 of the block's input, (B, T, D)
-    )->tuple:            # q, k, v, each (B, heads, T, dh)
+def qkv(block:ResidualAttentionBlock, # open_clip's
+        a:Tensor                      # ln_1 of the block's input, (B, T, D)
+    )->tuple:                         # q, k, v, each (B, heads, T, dh)
     "Project the normalised tokens for every head."
     p = F.linear(a, block.attn.in_proj_weight, block.attn.in_proj_bias)  # (B, T, 3D)
     return p.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
@@ -174,10 +174,10 @@ def attend(q:Tensor, # (B, heads, T, dh)
     attn = (q * q.shape[-1]**-.5 @ k.mT).softmax(-1)
     return attn @ v, attn
 
-def mix(block:nn.Module, # open_clip's ResidualAttentionBlock
-        x:Tensor,        # the block's input, (B, T, D)
-        o:Tensor         # attention output, (B, heads, T, dh)
-    )->Tensor:           # (B, T, D), before the MLP
+def mix(block:ResidualAttentionBlock, # open_clip's
+        x:Tensor,                     # the block's input, (B, T, D)
+        o:Tensor                      # attention output, (B, heads, T, dh)
+    )->Tensor:                        # (B, T, D), before the MLP
     "Project the heads and add them to the tokens."
     return x + block.ls_1(block.attn.out_proj(o.transpose(1, 2).flatten(2)))
 
@@ -186,10 +186,10 @@ def patch_attn(attn:Tensor # (B, heads, 1+L, 1+L)
     "Mean over the heads between patches; the class token's row and column are dropped, rows are not renormalised."
     return attn[..., 1:, 1:].mean(1)
 
-def block_forward(block:nn.Module,      # open_clip's ResidualAttentionBlock
-                  x:Tensor,             # (B, 1+L, D)
-                  need_attn:bool=False  # compute the attention openly
-    )->tuple:                           # tokens (B, 1+L, D), attention between patches (B, L, L) or None
+def block_forward(block:ResidualAttentionBlock, # open_clip's
+                  x:Tensor,                     # (B, 1+L, D)
+                  need_attn:bool=False          # compute the attention openly
+    )->tuple:                                   # tokens (B, 1+L, D), attention between patches (B, L, L) or None
     "Run one block; with `need_attn` one softmax gives both the tokens and the map."
     q, k, v = qkv(block, block.ln_1(x))
     o, attn = attend(q, k, v) if need_attn else (F.scaled_dot_product_attention(q, k, v), None)
@@ -197,8 +197,8 @@ def block_forward(block:nn.Module,      # open_clip's ResidualAttentionBlock
     return y + block.ls_2(block.mlp(block.ln_2(y))), patch_attn(attn) if need_attn else None
 
 # %% ../nbs/05_clip.ipynb #0bd25106
-def plain_vit(visual:nn.Module # image tower of a CLIP
-    )->VisionTransformer:      # the same tower
+def plain_vit(visual:VisionTransformer # image tower of a CLIP
+    )->VisionTransformer:              # the same tower
     "Refuse image towers that are not a plain open_clip ViT."
     if not isinstance(visual, VisionTransformer):
         raise ValueError(f"visual: expected open_clip's VisionTransformer, got {type(visual).__name__} (a timm or convolutional tower); {PLAIN}")
@@ -217,9 +217,9 @@ class Encoded(NamedTuple):
 # %% ../nbs/05_clip.ipynb #a477b508
 class FrozenCLIP(nn.Module):
     "Image tower of an open_clip CLIP that never trains and takes any image size, §3.2."
-    def __init__(self, clip:nn.Module, # open_clip's CLIP with a plain ViT; its parameters are frozen, not copied
-                 arch:str=None,        # open_clip's name of the architecture, noted in files
-                 weights:str=""):      # where its weights came from, noted in files
+    def __init__(self, clip:open_clip.CLIP, # open_clip's CLIP with a plain ViT; its parameters are frozen, not copied
+                 arch:str=None,             # open_clip's name of the architecture, noted in files
+                 weights:str=""):           # where its weights came from, noted in files
         super().__init__()
         self.arch, self.weights = arch, weights
         self.visual = v = plain_vit(clip.visual).requires_grad_(False).eval()
@@ -229,12 +229,12 @@ class FrozenCLIP(nn.Module):
         self.pools = dict(tok="cls", avg="patches")[v.pool_type]  # the image vector it was trained with
 
     @property
-    def blocks(self)->nn.ModuleList:
+    def blocks(self)->Sequence[ResidualAttentionBlock]:
         "The transformer blocks 1 .. N."
         return self.visual.transformer.resblocks
 
     def train(self, mode:bool=True # ignored
-        )->nn.Module:              # itself
+        )->"FrozenCLIP":           # itself
         "Stay in eval mode."
         return super().train(False)
 
@@ -278,13 +278,13 @@ def patches(tokens:Tensor # (B, 1+L, D)
 
 # %% ../nbs/05_clip.ipynb #6e4279e3
 @torch.no_grad()
-def encode_tokens(model:nn.Module, # open_clip's CLIP
-                  tokens:Tensor    # token ids, (K, 77)
-    )->Tensor:                     # (K, E), rows of length 1
+def encode_tokens(model:open_clip.CLIP, # open_clip's CLIP
+                  tokens:Tensor         # token ids, (K, 77)
+    )->Tensor:                          # (K, E), rows of length 1
     "Unit text features of tokenised prompts."
     return F.normalize(model.encode_text(tokens), dim=-1)
 
-def text_features(model:nn.Module,       # open_clip's CLIP
+def text_features(model:open_clip.CLIP,  # open_clip's CLIP
                   tokenizer,             # list of str -> token ids (n, 77)
                   names:Sequence[str],   # K class names
                   template:str|Sequence[str]="a clean origami {}." # one prompt, or several to average, each with a {}

@@ -88,11 +88,11 @@ CHOICES = dict(norm=("imagenet", "clip"), pool=("patches", "cls"), seg_loss=("ba
 PAPER = dict(n_feats=12, n_dynamic=7, n_static=7, switch=0, seg_loss="ce", aff_loss="ce", radius=0, wd=1e-3, norm="clip",
              box_open=False, pad_ignore=True, round_to=16)
 MENDED = dict(box_open=False, pad_ignore=True, round_to=16, norm="clip")
-RECIPES = dict(released={}, paper=PAPER, mended=MENDED)
+RECIPES:dict[str, dict] = dict(released={}, paper=PAPER, mended=MENDED)
 
 _SCENES = dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, crop=112, views=1, par_scale=0.5, bs=16, scale=(0.75, 1.5), iters=1000, switch=300,
                long_side=176, par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5)
-PROFILES = dict(
+PROFILES:dict[str, dict] = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, bs=8, iters=80_000),
     own=dict(MENDED, classes="own", iters=2000, switch=600),
@@ -133,7 +133,8 @@ def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     )->Config:
     "Settings back from JSON; lists become tuples again."
     _check_names(d)
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+    settings:dict = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+    return Config(**settings)
 
 LATER = dict(amp="off", clip_grad=0.)  # fields younger than the first results, at the value of those results
 

@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         self.width = width
         self.mlps = nn.ModuleList(mlp(width, d) for _ in range(n_feats))
         self.conv = nn.Linear(n_feats*d, d)
-        self.drop = nn.Dropout2d(dropout)
+        self.drop:nn.Module = nn.Dropout2d(dropout)
         self.phi = nn.Sequential(*(DecoderLayer(d, heads) for _ in range(layers)))
         self.pred = nn.Linear(d, n_classes)
 

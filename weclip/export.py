@@ -21,6 +21,7 @@ from .model import WeCLIP, describe
 # %% ../nbs/15c_export.ipynb #67e5f0fc
 class Predictor(nn.Module):
     "From decoded pictures to masks: normalisation, encoder, decoder."
+    cls:Tensor; pos:Tensor  # buffers
     def __init__(self, model:WeCLIP): # its weights are shared, not copied
         super().__init__()
         v, self.norm = model.clip.visual, model.cfg.norm

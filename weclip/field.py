@@ -444,7 +444,7 @@ def pack_voc(masks,              # folder of predicted masks, ID.png
     with _whole(out) as part, tarfile.open(part, "w:gz") as tar:
         for i, picture in tqdm(pictures.items(), desc="pack", disable=not progress):
             info, buf = _entry(masks/f"{i}.png", f"results/VOC2012/Segmentation/{competition}_test_cls/{i}.png")
-            with Image.open(buf) as im: size, top = im.size[::-1], im.getextrema()[1]
+            with Image.open(buf) as im: size, top = im.size[::-1], int(np.asarray(im).max())
             if size != (want := _picture_size(picture)): raise ValueError(f"{masks/i}.png: expected {want[1]}x{want[0]} pixels as the picture, got {size[1]}x{size[0]}")
             if top >= VOC.n_classes: raise ValueError(f"{masks/i}.png: expected ids up to {VOC.n_classes - 1}, got {top}; the server knows no ignored pixels")
             buf.seek(0); tar.addfile(info, buf)

@@ -203,7 +203,8 @@ def _mode_logits(model, img:Tensor, modes:tuple, scales:tuple, flip:bool)->dict:
 
 def _by_shape(model, images:list, *how)->list: # {mode: (C, h, w)} per picture, in their order
     "Logits of some pictures; those that the network sees in one shape go through it together."
-    inputs, out = [network_input(model, x) for x in images], [None]*len(images)
+    inputs = [network_input(model, x) for x in images]
+    out:list = [None]*len(images)
     for shape in dict.fromkeys(x.shape for x in inputs):
         rows = [i for i, x in enumerate(inputs) if x.shape == shape]
         logits = _mode_logits(model, torch.cat([inputs[i] for i in rows]), *how)
@@ -234,7 +235,7 @@ def _run(model, samples, modes, workers, scales, flip, batch, keep):
         try:
             while some := list(islice(samples, batch)):
                 for (key, image), logits in zip(some, _by_shape(model, [image for _, image in some], modes, scales, flip)):
-                    out = {m: _labels(logits[m], image) for m in modes if m != "crf"}
+                    out:dict = {m: _labels(logits[m], image) for m in modes if m != "crf"}
                     if keep: out["logits"] = logits[modes[0]].cpu()
                     if "crf" in modes:
                         args = logits["crf"].cpu().numpy(), image, crf

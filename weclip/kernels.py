@@ -8,7 +8,7 @@ __all__ = ['why', 'Kernel', 'Job', 'executed', 'fresh_folder', 'execute', 'clock
 
 # %% ../nbs/19b_kernels.ipynb #b76adf58
 from contextlib import suppress
-from itertools import zip_longest
+from itertools import chain, repeat
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -158,7 +158,7 @@ class Board:
                  file=None,        # where to write; None: standard output
                  every=60          # seconds between reports where lines cannot be redrawn
         ):
-        self.jobs, self.workers, self.file, self.every, self.shown = {j.name: j for j in jobs}, workers, file or sys.stdout, every, 0
+        self.jobs, self.workers, self.file, self.every, self.shown = {j.name: j for j in jobs}, workers, file or sys.stdout, every, 0.
         self.began, self.first, self.last, self.ended, self.pace = {}, {}, {}, {}, []
         n = workers + 1 if self.file.isatty() else 0
         self.bars = [tqdm(bar_format="{desc}", position=k, file=self.file, leave=False) for k in range(n)]
@@ -192,7 +192,7 @@ class Board:
     def show(self)->None:
         now = time.time()
         if self.bars:
-            for bar, text in zip_longest(self.bars, self.lines(now)[-len(self.bars):], fillvalue=""): bar.set_description_str(text[:shutil.get_terminal_size().columns - 1])
+            for bar, text in zip(self.bars, chain(self.lines(now)[-len(self.bars):], repeat(""))): bar.set_description_str(text[:shutil.get_terminal_size().columns - 1])
         elif now - self.shown >= self.every: self.shown = now; print(*self.lines(now), sep="\n", file=self.file, flush=True)
 
     def close(self)->None:

@@ -42,7 +42,8 @@ def seg_loss_balanced(logits:Tensor,  # (B, C, H, W)
     "Mean of the background's and the foreground's mean cross-entropy, released code."
     nll = F.cross_entropy(logits, lbl, ignore_index=ignore, reduction="none")  # (B, H, W), 0 where ignored
     sides = lbl == 0, (lbl != 0) & (lbl != ignore)
-    return .5*sum((nll*side).sum()/whole(side.sum()).clamp(min=1) for side in sides)
+    bg, fg = ((nll*side).sum()/whole(side.sum()).clamp(min=1) for side in sides)
+    return .5*(bg + fg)
 
 # %% ../nbs/11_losses.ipynb #91353bde
 @lru_cache(maxsize=32)

@@ -58,6 +58,7 @@ AMP = dict(off=None, bf16=torch.bfloat16, fp16=torch.float16)  # `Config.amp`
 
 class WeCLIP(nn.Module):
     "Frozen CLIP, light decoder and CAM refinement, Fig. 2; only `decoder` learns."
+    text_fg:Tensor; text_bg:Tensor  # buffers
     def __init__(self, clip:FrozenCLIP,   # frozen image tower
                  text_fg:Tensor,          # unit text features of the classes, (C-1, E)
                  text_bg:Tensor,          # unit text features of the background words, (b, E)

@@ -48,7 +48,7 @@ def polygons(mask:np.ndarray # True inside, (H, W) bool
     (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
     z = np.pad(mask[y0:y1 + 1, x0:x1 + 1].astype(float), 1)  # the box around it and a frame of zeros
     x, y = (lo - .5 + np.arange(n) for lo, n in ((x0, z.shape[1]), (y0, z.shape[0])))  # pixel centres
-    lines, starts = contour_generator(x, y, z, fill_type=FillType.OuterOffset).filled(.5, np.inf)
+    lines, starts = contour_generator(x, y, z, fill_type=FillType.OuterOffset).filled(.5, np.inf)  # type: ignore[misc]  # two with OuterOffset
     found = ([ring for i, j in zip(at, at[1:]) for ring in _cut(_corners(line[i:j]))] for line, at in zip(lines, starts))
     return [[[*r, r[0]] for r in sorted(rings, key=_area, reverse=True)] for rings in found]  # the outline first
 

@@ -220,7 +220,7 @@ def noise_bank(n=24,     # pictures
     for layer in bank:
         for octave in range(6):
             grid = r.standard_normal(np.maximum(2, 2**(octave+2) * r.uniform(.5, 1.5, 2)).astype(int)).astype(np.float32)
-            layer += np.asarray(Image.fromarray(grid).resize((side, side), Image.BICUBIC)) * r.uniform(.3, 1) * .75**octave
+            layer += np.asarray(Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)) * r.uniform(.3, 1) * .75**octave
     return (bank - bank.mean((1, 2), keepdims=True)) / bank.std((1, 2), keepdims=True)
 
 def noise(r:Generator, # source of the place

@@ -97,9 +97,9 @@ def _thumbs(seg:Segmentation)->tuple: # (picture, mask in colours)
 def beside(*images # Pillow images or arrays, (H, W, 3) uint8
     )->Image.Image:
     "Pictures in a row, on white."
-    images = [Image.fromarray(np.asarray(x)) for x in images]
-    row = Image.new("RGB", (sum(x.width + 8 for x in images) - 8, max(x.height for x in images)), "white")
-    for k, x in enumerate(images): row.paste(x, (sum(y.width + 8 for y in images[:k]), 0))
+    pictures = [Image.fromarray(np.asarray(x)) for x in images]
+    row = Image.new("RGB", (sum(x.width + 8 for x in pictures) - 8, max(x.height for x in pictures)), "white")
+    for k, x in enumerate(pictures): row.paste(x, (sum(y.width + 8 for y in pictures[:k]), 0))
     return row
 
 def _encode(im:Image.Image, format:str="PNG")->bytes:
@@ -121,7 +121,7 @@ def _html(seg:Segmentation)->str:
 
 # %% ../nbs/15a_segmentation.ipynb #124c4abd
 _log = logging.getLogger(__name__)
-SHIPPED = ASSETS/"scenes-decoder.safetensors"  # the decoder this package brings along
+SHIPPED = Path(str(ASSETS/"scenes-decoder.safetensors"))  # the decoder this package brings along
 SHIPPED_NOTE = "using the small decoder that was trained on the built-in scenes; on photographs its masks mean nothing"
 
 def open_checkpoint(path,         # model.safetensors of a run, a folder of `weclip.hub`, hf:USER/NAME on the Hub, or the authors' .pth

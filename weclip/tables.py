@@ -394,7 +394,7 @@ def _read(path, run:Run, out): # dict, or the reason as a str
 
 def _odd(r)->str: # "" if a results file has what is needed
     if not isinstance(r, dict): return f"expected an object, got {type(r).__name__}"
-    kinds = dict(config=dict, seed=int, code=str, scores=dict, train_minutes=(int, float), peak_gib=(int, float), n_learnable=int)
+    kinds:dict = dict(config=dict, seed=int, code=str, scores=dict, train_minutes=(int, float), peak_gib=(int, float), n_learnable=int)
     if lost := [k for k, t in kinds.items() if not isinstance(r.get(k), t)]: return f"no proper {', '.join(lost)}"
     bad = [k for k, s in r["scores"].items() if not isinstance(s, dict) or not isinstance(s.get("miou"), (int, float)) or not 0 <= s["miou"] <= 1]
     return f"score {', '.join(bad)} is no mIoU in 0..1" if bad else ""

@@ -154,7 +154,7 @@ def random_squares(img:Tensor,  # (B, 3, S, S) float
     mirror = (torch.rand(b, generator=gen) < .5).float()*-2 + 1
     theta = torch.zeros(b, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom*mirror, zoom, shift
-    grid = F.affine_grid(theta, (b, 3, side, side), align_corners=False)
+    grid = F.affine_grid(theta, [b, 3, side, side], align_corners=False)
     return F.grid_sample(img, grid, align_corners=False), F.grid_sample(lbl, grid, mode="nearest", align_corners=False)[:, 0].long()
 
 def visible(facts:Tensor, # (B, N_FACTS)

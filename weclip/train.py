@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from .cache import FrozenCache
 from .config import Config, from_dict, to_dict
-from .data import NORMS, SegData, batches
+from .data import NORMS, Batch, SegData, batches
 from .losses import Losses, own
 from .model import WeCLIP, describe, load_decoder
 from .parallel import ALONE, Ranks, RowsDropout, copy_first, same_everywhere, sum_gradients, sum_losses, summed, wait
@@ -139,7 +139,7 @@ def example_pictures(out,      # `Output` of the batch
 
 def to_device(batch, # `Batch`
               device # where to
-    )->tuple:        # `Batch`
+    )->Batch:
     "The batch's tensors on `device`."
     return batch._replace(**{k: v.to(device, non_blocking=True) for k, v in batch._asdict().items() if isinstance(v, Tensor)})
 

@@ -77,8 +77,8 @@ def show_grid(rows,             # rows of pictures, each (H, W, 3) uint8 or (H, 
     ratios = [max(p.shape[0]/p.shape[1] for p in r) for r in rows]  # height / width of the tallest picture in a row
     fig = Figure(figsize=(size*m, size*sum(ratios) + .25), dpi=dpi, layout="compressed"); FigureCanvasAgg(fig)
     axes = fig.subplots(n, m, squeeze=False, height_ratios=ratios)
-    for i, j in np.ndindex(n, m):
-        ax = axes[i, j]; ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
+    for (i, j), ax in np.ndenumerate(axes):
+        ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
         if j < len(rows[i]): ax.imshow(rows[i][j], cmap="viridis", interpolation="nearest")
         if i == 0 and j < len(titles): ax.set_title(titles[j], fontsize=8)
         if j == 0 and i < len(labels): ax.set_ylabel(labels[i], fontsize=8)
@@ -133,8 +133,8 @@ def save_sheet(path,           # file to write, its ending names the format
 
 def _fit(img:np.ndarray, cell:int)->Image.Image:
     "The picture, shrunk where needed, centred on a square of `cell` pixels."
-    img, square = Image.fromarray(np.asarray(img, np.uint8)).convert("RGB"), Image.new("RGB", (cell, cell), (235, 235, 235))
-    r = min(1., cell/max(img.size))
-    img = img.resize([max(1, round(s*r)) for s in img.size], Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
-    square.paste(img, ((cell - img.width)//2, (cell - img.height)//2))
+    im, square = Image.fromarray(np.asarray(img, np.uint8)).convert("RGB"), Image.new("RGB", (cell, cell), (235, 235, 235))
+    r = min(1., cell/max(im.size))
+    im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
+    square.paste(im, ((cell - im.width)//2, (cell - im.height)//2))
     return square
