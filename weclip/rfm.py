@@ -67,10 +67,11 @@ def sinkhorn(r:Tensor,   # nonnegative, (B, L, L)
              iters:int=3 # rounds
     )->Tensor:           # (B, L, L), rows sum to 1, columns nearly
     "Divide columns, then rows, by their sums, `iters` times; Sinkhorn [42]."
+    r = r.clone()
     for _ in range(iters):
         for dim in (-2, -1):
             total = r.sum(dim, keepdim=True)
-            r = r/total.masked_fill(total == 0, 1)
+            r.div_(total.masked_fill_(total == 0, 1))
     return r
 
 # %% ../nbs/10_rfm.ipynb #df267665
@@ -80,7 +81,7 @@ def transition(r:Tensor,    # refining map R, (B, L, L)
     )->Tensor:              # (B, L, L), symmetric
     "Symmetrised, normalised refining map to the power alpha, Eq. (8)."
     r = sinkhorn(r, iters)
-    return torch.linalg.matrix_power((r + r.mT)/2, alpha)
+    return torch.linalg.matrix_power((r + r.mT).div_(2), alpha)
 
 # %% ../nbs/10_rfm.ipynb #e3548378
 def components(fg:Tensor # foreground, (P, h, w) bool
