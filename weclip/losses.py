@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
-from .decoder import again
+from .decoder import recompute
 
 # %% ../nbs/11_losses.ipynb #ec126cfe
 def upsample(logits:Tensor, # (B, C, h, w)
@@ -27,7 +27,7 @@ def pixel_ce(logits:Tensor, # (B, C, h, w), any grid
     )->Tensor:              # (B, H, W), 0 where ignored
     "Cross-entropy of every pixel, a picture at a time."
     def ce(z, y): return F.cross_entropy(upsample(z, y.shape[-2:]), y, ignore_index=ignore, reduction="none")
-    return torch.cat([again(lambda z, y=y: ce(z, y), z) for z, y in zip(logits.split(1), lbl.split(1))])
+    return torch.cat([recompute(lambda z, y=y: ce(z, y), z) for z, y in zip(logits.split(1), lbl.split(1))])
 
 # %% ../nbs/11_losses.ipynb #c7cb3609
 def seg_loss_ce(logits:Tensor, # (B, C, h, w), enlarged where the label is larger
