@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .bench import bench, report
 from .config import PROFILES, RECIPES, Config, preset
 from .data import open_data, read_image, save_mask
-from .infer import MODES, evaluate, predict_stream
+from .infer import DROP, MODES, evaluate, predict_stream
 from .job import demo, open_training, run_job, table, write_json
 from .metrics import format_scores
 from .model import WeCLIP, build, load_model, load_released, save_model
@@ -114,22 +114,22 @@ def cmd_evaluate(a # parsed arguments
     "Score a trained model on a split with masks: one scale, scales + flip, DenseCRF."
     model = open_model(a)
     data = open_data(a.data, a.val_split, model.classes.classes, tags_from=None, with_masks=True, norm=model.cfg.norm)
-    scores = evaluate(model, data, workers=a.workers, out=a.out and Path(a.out)/"masks", modes=modes(a))
+    scores = evaluate(model, data, workers=a.workers, out=a.out and Path(a.out)/"masks", modes=modes(a), drop=a.drop)
     print(table({k: s["miou"] for k, s in scores.items()}))
     best = scores["ms" if a.no_crf else "crf"]; print(format_scores(best))
     if a.out: Path(a.out).mkdir(parents=True, exist_ok=True); write_json(Path(a.out)/"scores.json", scores)
 
 def cmd_bench(a # parsed arguments
     )->None:
-    "Cost of an iteration and of a prediction, in forwards of the frozen encoder."
-    print(report(bench(device=a.device, threads=a.threads, repeats=a.repeats, out=a.out)))
+    "Cost of an iteration and of a prediction, in forwards of the frozen encoder; --out names a JSON file."
+    print(report(bench(device=a.device, threads=a.threads, repeats=a.repeats, out=a.out, data=a.data, quick=a.quick)))
 
 # %% ../nbs/20_cli.ipynb #8312b3ae
 def cmd_predict(a # parsed arguments
     )->int:       # 1 if a picture could not be read
     "Write one palette PNG per picture, of the picture's own size and stem."
     files, failed, model = find_pictures(a.pictures), [], open_model(a)
-    masks = predict_stream(model, readable(files, failed), crf=not a.no_crf, workers=a.workers)
+    masks = predict_stream(model, readable(files, failed), crf=not a.no_crf, workers=a.workers, drop=a.drop)
     for f, ids in tqdm(masks, total=len(files), desc="predict"): save_mask(Path(a.out)/f"{f.stem}.png", ids)
     names = ", ".join(f"{i} {n}" for i, n in enumerate(model.classes.names))
     print(f"{len(files) - len(failed)} masks written to {a.out}; classes: {names}")
@@ -190,7 +190,10 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     def running(s):
         s.add_argument("--workers", type=int, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
         s.add_argument("--no-crf", action="store_true", help="leave DenseCRF out")
-    def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, or the authors' .pth"); backbone(s, None)
+    def trained(s):
+        s.add_argument("--checkpoint", help="model.safetensors of a run, or the authors' .pth"); backbone(s, None)
+        s.add_argument("--drop", type=float, default=DROP, help="leave labels out of DenseCRF that nowhere reach this share of the "
+                       "strongest; 0: none (%(default)s)")
 
     s = command("demo", cmd_demo, "runs/demo"); settings(s); backbone(s, "tiny"); running(s)
     s.add_argument("--data", help="a VOC2012 folder instead of the built-in scenes"); splits(s, "train", "val", data=False)
@@ -212,6 +215,8 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
     s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
+    s.add_argument("--data", help="VOC folder with masks whose pictures are loaded and sharpened instead of drawn ones")
+    s.add_argument("--quick", action="store_true", help="a tiny encoder, to see that everything runs")
     return p
 
 def main(argv=None # list of str; None: the command line
