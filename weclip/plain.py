@@ -49,9 +49,10 @@ def plain_cam(clip:FrozenCLIP,      # frozen encoder
               pool:str="patches"    # as in `gradcam`
     )->Tensor:                      # M_init, (P, h, w) in [0, 1]
     "GradCAM of all pairs by autograd."
-    block, text, x = clip.blocks[-1], torch.cat([text_fg, text_bg]), x[img_idx]  # (P, 1+L, D)
+    block, text = clip.blocks[-1], torch.cat([text_fg, text_bg])
     with torch.enable_grad():
-        a = block.ln_1(x).detach().requires_grad_()
+        x = x.detach().requires_grad_()[img_idx]  # (P, 1+L, D)
+        a = block.ln_1(x)
         y = x + block.ls_1(block.attn(a, a, a, need_weights=False)[0])
         z = clip.visual.ln_post(y + block.ls_2(block.mlp(block.ln_2(y))))
         keep = candidates(img_idx, tag_idx, int(img_idx.max()) + 1 if len(img_idx) else 0, len(text_fg), len(text_bg))
