@@ -121,7 +121,7 @@ def cmd_evaluate(a # parsed arguments
 
 def cmd_bench(a # parsed arguments
     )->None:
-    "Cost of an iteration and of a prediction, in forwards of the frozen encoder; --out names a JSON file."
+    "Cost of an iteration and of a prediction, in forwards of the frozen encoder."
     print(report(bench(device=a.device, threads=a.threads, repeats=a.repeats, out=a.out, data=a.data, quick=a.quick)))
 
 # %% ../nbs/20_cli.ipynb #8312b3ae
@@ -170,7 +170,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
         s.set_defaults(run=run)
         s.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute (%(default)s)")
         s.add_argument("--seed", type=int, default=1, help="of data order, crops and initial weights (%(default)s)")
-        s.add_argument("--out", default=out, required=out == "", help="folder to write" + (f" ({out})" if out else ""))
+        s.add_argument("--out", default=out, required=out == "", help="folder to write (of `bench`: a JSON file)" + (f" ({out})" if out else ""))
         return s
     def settings(s, profile="voc"):
         s.add_argument("--profile", default=profile, choices=PROFILES, help="settings for a data set (%(default)s)")

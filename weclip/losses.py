@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .decoder import recompute
+from .par import tile
 
 # %% ../nbs/11_losses.ipynb #ec126cfe
 def upsample(logits:Tensor, # (B, C, h, w)
@@ -25,9 +26,10 @@ def pixel_ce(logits:Tensor, # (B, C, h, w), any grid
              lbl:Tensor,    # (B, H, W), long
              ignore:int=255 # label of the pixels left out
     )->Tensor:              # (B, H, W), 0 where ignored
-    "Cross-entropy of every pixel, a picture at a time."
+    "Cross-entropy of every pixel, as many pictures at a time as the cache holds."
     def ce(z, y): return F.cross_entropy(upsample(z, y.shape[-2:]), y, ignore_index=ignore, reduction="none")
-    return torch.cat([recompute(lambda z, y=y: ce(z, y), z) for z, y in zip(logits.split(1), lbl.split(1))])
+    n = tile(logits.shape[1], lbl.shape[-2:], lbl.device) or len(lbl)
+    return torch.cat([recompute(lambda z, y=y: ce(z, y), z) for z, y in zip(logits.split(n), lbl.split(n))])
 
 # %% ../nbs/11_losses.ipynb #c7cb3609
 def seg_loss_ce(logits:Tensor, # (B, C, h, w), enlarged where the label is larger

@@ -65,13 +65,13 @@ def diffuse(masks:Tensor,                    # scores, (B, K, H, W)
     return masks
 
 # %% ../nbs/08_par.ipynb #01e17311
-CACHE = 2**24  # bytes of weights that a processor's cache is trusted to hold
+CACHE = 2**24  # bytes that a processor's cache is trusted to hold
 
-def tile(n:int,         # weights of a pixel
-         size:tuple,    # (H, W), pixels
-         device         # where they lie
-    )->int|None:        # None: all
-    "Pictures whose weights stay in the cache for all steps; an accelerator takes all pictures at once."
+def tile(n:int,      # numbers of a pixel
+         size:tuple, # (H, W), pixels
+         device      # where they lie
+    )->int|None:     # None: all
+    "Pictures that a processor's cache holds, at least one; an accelerator takes all at once."
     return max(1, CACHE//(4*n*size[0]*size[1])) if torch.device(device).type == "cpu" else None
 
 def par(img:Tensor,                       # normalised image, (B, 3, H, W)
