@@ -1,0 +1,30 @@
+"""What would spoil the page of `tinyclip`: the training of the shipped encoder, stopped and continued, on a few drawn pictures."""
+import json
+
+import pytest, torch
+from weclip.tinyclip import pretraining_set, save_tiny, tiny_clip, train_tiny
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+FEW = dict(n_pictures=8, bs=4, horizon=64, cool=8, full_share=.5, every=1, workers=1)
+
+def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    import weclip.tinyclip as t
+    whole = train_tiny(tmp_path/"whole", samples=16, **FEW).state_dict()
+    real, drawn = t.batch, []
+    def dying(data, step, *rest):
+        if step == 2 and not drawn: drawn.append(step); raise KeyboardInterrupt
+        return real(data, step, *rest)
+    monkeypatch.setattr(t, "batch", dying)
+    with pytest.raises(KeyboardInterrupt): train_tiny(tmp_path/"parts", samples=16, **FEW)
+    parts = train_tiny(tmp_path/"parts", samples=16, **FEW)
+    assert drawn == [2] and all(v.equal(whole[k]) for k, v in parts.state_dict().items()) and not parts.training
+    assert [json.loads(line)["step"] for line in (tmp_path/"parts"/"log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert not any(v.equal(tiny_clip().state_dict()[k]) for k, v in whole.items() if k.endswith("c_fc.weight"))
+    save_tiny(parts, tmp_path/"shipped")
+    assert {p.name for p in (tmp_path/"shipped").iterdir()} == {"weclip-tiny.json", "weclip-tiny.safetensors"}
+
+def test_pictures_are_drawn_once(tmp_path):
+    a = pretraining_set(tmp_path, 4, workers=1)
+    stamp = (tmp_path/"img.npy").stat().st_mtime_ns
+    b = pretraining_set(tmp_path, 4, workers=1)
+    assert (a["img"] == b["img"]).all() and (tmp_path/"img.npy").stat().st_mtime_ns == stamp and a["facts"].any()
