@@ -6,6 +6,7 @@ import pytest
 
 from weclip.compare import put_between, show, summary, verdicts
 from weclip.config import MENDED, PAPER, PROFILES, to_dict
+from weclip.job import resumable
 from weclip.tables import (BLIND, CODE, DIFFERENCES, DRAWN, GRID, QUICK, QUICK_SIZES, SNAPSHOTS, TABLES, base, code_digest, collect, expected_minutes, keeps_features,
                            plan, read_mode, read_results, run_config, run_parameters, syntax)
 
@@ -164,3 +165,7 @@ def test_one_table_from_nothing_to_its_page(tmp_path, monkeypatch):
     mean = next(c["mean"] for c in collect("table4", folder=where["results"], quick=True) if c["label"] == "decoder + RFM" and c["column"] == "val")
     assert f"| decoder + RFM | 74.9 | {mean:.1f}" in page and "No row has two seeds" in page
     assert f"Table 4](experiments/table4.ipynb), decoder + RFM | 74.9 | {mean:.1f}" in readme.read_text()
+    folder = tmp_path/"runs"/runs[0].name; progress = folder/"progress.json"
+    assert resumable(folder, runs[0].snapshots)
+    progress.write_text(progress.read_text().replace(code_digest(), "0"*12))  # as if other code had trained it
+    assert not resumable(folder, runs[0].snapshots) and not (folder/"checkpoint.pt").exists()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'table', 'examples', 'revision', 'about_run', 'write_json', 'evaluated_with', 'first', 'score',
-           'pack_for_server', 'report_progress', 'watch', 'open_training', 'run_job', 'demo']
+           'pack_for_server', 'report_progress', 'read_progress', 'resumable', 'watch', 'open_training', 'run_job',
+           'demo']
 
 # %% ../nbs/19_job.ipynb #b3633dbc
 from contextlib import contextmanager
@@ -140,7 +141,24 @@ def report_progress(out,          # folder of the run
                     **seen        # train_seconds, peak_gib
     )->None:
     "Say how far a run is, all or nothing."
-    write_json(Path(out)/"progress.json", dict(run=Path(out).name, stage=stage, done=done, total=total, time=time.time(), pid=os.getpid(), **seen))
+    write_json(Path(out)/"progress.json", dict(run=Path(out).name, stage=stage, done=done, total=total, time=time.time(), pid=os.getpid(), code=code_digest(), **seen))
+
+def read_progress(out # folder of a run
+    )->dict:          # empty if it has none
+    "What `report_progress` wrote last."
+    try: return json.loads((Path(out)/"progress.json").read_text())
+    except (OSError, ValueError): return {}
+
+def resumable(out,         # folder of a run
+              snapshots=() # iterations after which the model should have been kept
+    )->bool:
+    "Can a stopped or finished training be continued? If it is of other code, or lacks a snapshot, it is cleared away."
+    out, seen = Path(out), read_progress(out)
+    lost = [i for i in snapshots if i <= seen.get("done", 0) and not (out/snapshot_file(i)).exists()]
+    if (out/"checkpoint.pt").exists() and seen.get("code") == code_digest() and not lost: return True
+    for old in (*out.glob("*.safetensors"), out/"checkpoint.pt", out/"progress.json"): old.unlink(missing_ok=True)
+    for old in ("tensorboard", "masks"): shutil.rmtree(out/old, ignore_errors=True)
+    return False
 
 def watch(loss,           # as `train` takes it
           model:WeCLIP,   # that is trained
@@ -151,8 +169,7 @@ def watch(loss,           # as `train` takes it
           every=10        # iterations between reports
     )->tuple:             # (loss, on_step, seen): the first two for `train`, the last is filled: train_seconds, peak_gib
     "Time and memory of a training, reports and snapshots of it."
-    try: before = json.loads((Path(out)/"progress.json").read_text()) if resume else {}
-    except (OSError, ValueError): before = {}
+    before = read_progress(out) if resume else {}
     device, seen, start = next(model.parameters()).device, {k: before.get(k, 0.) for k in ("train_seconds", "peak_gib")}, []
     spent = seen["train_seconds"]
     def watched(*args, **kw):

@@ -251,8 +251,8 @@ def _changes(row:Row, profile, recipe, quick)->tuple: # three dicts: the grid's 
     return grid, *({k: v for k, v in changed.items() if (k in EVALUATION) == e} for e in (False, True))
 
 def _files(needs:tuple, marks:tuple)->tuple: # paths below the run's folder
-    files = dict(model=["model.safetensors"], masks=["masks/ms"], snapshots=[snapshot_file(i) for i in marks])
-    return tuple(f for n in needs for f in files[n])
+    paths = dict(model=["model.safetensors"], masks=["masks/ms"], snapshots=[snapshot_file(i) for i in marks])
+    return tuple(p for n in needs for p in paths[n])
 
 def snapshot_file(i:int # iterations done
     )->str:
