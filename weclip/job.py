@@ -228,8 +228,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
         examples(model, open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm), out/"examples.png", sheet, cfg.iters > cfg.switch)
     miou, iou = ({k: s[name] for k, s in val.items()} for name in ("miou", "iou"))
     results = dict(**about_run(cfg, (time.time() - start)/60, next(model.parameters()).device), **facts, train_minutes=round(seen["train_seconds"]/60, 3),
-                   peak_gib=round(seen["peak_gib"], 3), n_learnable=model.n_learnable(), backbone=str(backbone), n_train=len(data), blind=list(blind), scores=found,
-                   miou=miou, iou=iou)
+                   peak_gib=round(seen["peak_gib"], 3), n_learnable=model.n_learnable(), backbone=str(backbone), n_train=len(data),
+                   n_val=len(first(open_data(root, val_split, model.classes.classes, None), limit)) if val else 0, blind=list(blind), scores=found, miou=miou, iou=iou)
     write_json(out/"results.json", results); report_progress(out, "done", cfg.iters, cfg.iters, **seen)
     say(table(miou)); say(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
     return miou
