@@ -1,11 +1,19 @@
 """What would spoil the page of `bench`: other settings, the order of the stages, that measuring leaves the model's mode alone."""
-import json, subprocess, sys
+import json, os, subprocess, sys
+from itertools import accumulate
+from pathlib import Path
 
 import pytest, torch
+from torch.profiler import ProfilerActivity, profile
 from weclip.bench import TARGETS, bench, inputs, measure, prediction, report, stages
+from weclip.memory import peak_bytes
 from weclip.train import optimiser, train_step
 
+DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
+needs_data = pytest.mark.skipif(not (DATA/"VOCdevkit").is_dir(), reason=f"no VOC photographs at {DATA} (set WECLIP_DATA)")
+
 NAMES = ["encoder", "encoder + attention", "GradCAM", "RFM", "PAR", "decoder", "losses", "optimiser", "iteration"]
+PLAIN = {"encoder", "encoder + attention", "GradCAM", "PAR", "decoder", "losses", "iteration"}
 
 @pytest.mark.parametrize("change", [{}, dict(pool="cls"), dict(seg_loss="ce", aff_loss="ce", radius=0), dict(n_dynamic=1), dict(n_feats=4), dict(par_scale=.5), dict(refine=False)])
 def test_stages_are_the_iteration(change):
@@ -43,14 +51,42 @@ def test_threads_are_restored():
     assert set(used) == {2} and torch.get_num_threads() == before
 
 def test_rows_and_report(tmp_path):
-    rows = bench(threads=1, repeats=1, size=48, out=tmp_path/"a"/"b.json", quick=True)
-    assert json.loads((tmp_path/"a"/"b.json").read_text()) == rows
-    assert [r["stage"] for r in rows[:2]] == list(TARGETS) and {r["stage"] for r in rows[:-1]} == {*NAMES, "prediction", "prediction's encoder"}
-    assert all(r["ratio"] == 1 for r in rows[:-1] if r["stage"] in ("encoder", "prediction's encoder")) and rows[-1]["threads"] == 1 and rows[-1]["peak_gib"] > 0
-    table = report(rows).splitlines()
-    assert len(table) == 2 + 11 + 2 and all(line.count("|") == 6 for line in table[:13]) and "threads: 1," in table[-1] and "48x48" in table[-1]
+    path = tmp_path/"a"/"b.json"
+    result = bench(threads=1, repeats=1, size=48, out=path, quick=True)
+    assert json.loads(path.read_text()) == dict(cpu=result)
+    bench(threads=1, repeats=1, size=32, out=path, quick=True)
+    assert json.loads(path.read_text())["cpu"]["setup"]["size"] == 32   # the newer one
+    assert list(result["rows"]) == list(TARGETS) and result["setup"]["threads"] == 1
+    stages = {r["stage"]: r for r in result["stages"]}
+    assert list(stages) == [*NAMES, "encoder, static maps", "encoder, open_clip", "prediction", "prediction's encoder"]
+    assert all(stages[s]["ratio"] == 1 for s in ("encoder", "prediction's encoder"))
+    assert {s for s, r in stages.items() if r["plain_mib"]} == PLAIN and all(r["mib"] >= 0 for r in stages.values())
+    assert result["rows"]["memory of an iteration / of its plain form"] == stages["iteration"]["mib"]/stages["iteration"]["plain_mib"] < 1
+    assert {(r["size"], r["tags"]) for r in result["sizes"]} == {(32, 2), (48, 2), (32, 1)} and {r["stage"] for r in result["sizes"]} == set(NAMES)
+    targets, stage_table, setup = report(result).split("\n\n")
+    assert targets.count("\n") == len(TARGETS) + 1 and targets.count("not measured") == 3
+    assert stage_table.count("\n") == len(stages) + 1 and all(line.count("|") == 8 for line in stage_table.splitlines())
+    assert "threads: 1," in setup and "48x48" in setup
+
+def test_memory_is_a_count():
+    "The same twice, and close to what the allocator hands out."
+    model, batch, _ = inputs(quick=True, size=64)
+    for name, f in stages(model, batch).items():
+        f()
+        a, b = peak_bytes(f), peak_bytes(f)
+        assert a == b, name
+    f = stages(model, batch)["PAR"]; f()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
+    events = sorted((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]")
+    most = max(accumulate(n for _, n in events))
+    assert .9 < peak_bytes(f)/most < 1.1
+
+@needs_data
+def test_bench_reads_a_voc_folder():
+    result = bench(threads=1, repeats=1, size=32, quick=True, data=DATA)
+    assert result["setup"]["pictures"] == "VOC" and result["rows"]["labels of DenseCRF as with all classes"] >= .999
 
 def test_runs_without_notebook_tools():
     code = "import sys; sys.modules['nbdev'] = None; import weclip.bench as b; print(b.report(b.bench(repeats=1, size=32, quick=True)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("| stage"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("| | measured"), done.stderr

@@ -1,11 +1,20 @@
 """What would spoil the page of `infer`: pools of processes, abandoned streams, odd sizes."""
-import sys
+import os, sys
+from pathlib import Path
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
-from weclip.classes import ClassSet
+from weclip.bench import noisy_probabilities
+from weclip.classes import SCENES, VOC, ClassSet
 from weclip.config import preset
-from weclip.infer import evaluate, multi_scale_logits, predict, predict_stream
+from weclip.data import open_data
+from weclip.infer import DROP, dense_crf, evaluate, multi_scale_logits, network_input, predict, predict_stream, rivals
+from weclip.model import load_model
+from weclip.scenes import draw_split
+from weclip.tinyclip import ASSETS
+
+DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
+needs_data = pytest.mark.skipif(not (DATA/"VOCdevkit").is_dir(), reason=f"no VOC photographs at {DATA} (set WECLIP_DATA)")
 
 class Toy(torch.nn.Module):
     "Classes by colour, with dropout that must stay off."
@@ -90,3 +99,34 @@ def test_without_pydensecrf(monkeypatch):
     assert predict(Toy(), image, crf=False).shape == image.shape[:2]
     with pytest.raises(ImportError, match="crf=False"): predict(Toy(), image)
     with pytest.raises(ImportError, match="crf=False"): predict_stream(Toy(), [("a", image)])
+
+# ---- DenseCRF without the labels that cannot win
+
+def agreement(pairs, **crf):
+    "Share of pixels with the same label, over (picture, probabilities)."
+    same = [dense_crf(image, p, **crf).argmax(0) == dense_crf(image, p, drop=DROP, **crf).argmax(0) for image, p in pairs]
+    fewer = [len(rivals(p, DROP)) < len(p) for _, p in pairs]
+    return sum(s.sum() for s in same)/sum(s.size for s in same), sum(fewer)/len(fewer)
+
+def test_no_drop_is_the_whole_crf():
+    scene = draw_split("val", 0)
+    p = noisy_probabilities(scene.lbl, len(SCENES.names))
+    assert np.array_equal(dense_crf(scene.img, p), dense_crf(scene.img, p, drop=0))
+    Q = dense_crf(scene.img, p, drop=DROP)
+    out = np.setdiff1d(np.arange(len(p)), rivals(p, DROP))
+    assert len(out) and not Q[out].any() and np.allclose(Q.sum(0), 1, atol=1e-5)
+
+def test_drop_on_scenes_with_the_shipped_decoder():
+    model = load_model(ASSETS/"scenes-decoder.safetensors")
+    crf = dict(iters=model.cfg.crf_iters, pos=model.cfg.crf_pos, bi=model.cfg.crf_bi)
+    def one(image):
+        z = multi_scale_logits(model, network_input(model, image), model.cfg.scales, model.cfg.tta_flip)
+        return image, F.interpolate(z, image.shape[:2], mode="bilinear")[0].softmax(0).numpy()
+    same, fewer = agreement([one(draw_split("val", i).img) for i in range(12)], **crf)
+    assert same >= .999 and fewer > .5
+
+@needs_data
+def test_drop_on_photographs():
+    data = open_data(DATA, "val", VOC.classes, tags_from=None, with_masks=True)
+    same, fewer = agreement([(image, noisy_probabilities(mask, 21, i)) for i, (image, mask) in enumerate(map(data.read, data.ids[:8]))])
+    assert same >= .999 and fewer > .5

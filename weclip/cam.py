@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 
-from .clip import FrozenCLIP, attend, mix, patch_attn, qkv
+from .clip import FrozenCLIP, add_mlp, attend, mix, patch_attn, plus, qkv
 
 # %% ../nbs/07_cam.ipynb #6102b952
 def pairs(tags:Sequence[Sequence[int]], # 0-based foreground classes of each image
@@ -52,17 +52,21 @@ def candidates(img_idx:Tensor, # (P,)
 def slope(act,     # elementwise function
           x:Tensor # any shape
     )->Tensor:     # act'(x), shape of x
-    "Derivative of an activation function."
-    return vjp(act, x)[1](torch.ones_like(x))[0]
+    "Derivative of an activation function; QuickGELU's written out, to save memory."
+    if not isinstance(act, QuickGELU): return vjp(act, x)[1](torch.ones_like(x))[0]
+    s = (1.702*x).sigmoid_()
+    return (1 - s).mul_(x).mul_(s).mul_(1.702).add_(s)
 
 def mlp_back(block:ResidualAttentionBlock, # open_clip's
              y:Tensor,                     # tokens before ln_2, a row per pair, (P, R, D)
-             s:Tensor,                     # slope of the activation function there, (P, R, 4D)
-             dz:Tensor                     # gradient at the block's output, (P, R, D)
+             s:Tensor,                     # slope of the activation function there, a row per image, (B, R, 4D)
+             dz:Tensor,                    # gradient at the block's output, (P, R, D)
+             img_idx:Tensor                # image of each pair, (P,)
     )->Tensor:                             # gradient at y, (P, R, D)
     "Back through the MLP, its norm and the shortcut around them."
-    dh = block.ls_2(dz) @ block.mlp.c_proj.weight * s
-    return dz + vjp(block.ln_2, y)[1](dh @ block.mlp.c_fc.weight)[0]
+    dh = block.ls_2(dz) @ block.mlp.c_proj.weight                                # (P, R, 4D)
+    for d, t in zip(dh.chunk(8, 1), s.chunk(8, 1)): d.mul_(t[img_idx])           # rows copied for pairs stay in the cache
+    return plus(dz, vjp(block.ln_2, y)[1](dh @ block.mlp.c_fc.weight)[0])
 
 # %% ../nbs/07_cam.ipynb #595b69fb
 def slots(img_idx:Tensor # (P,), ascending
@@ -125,7 +129,8 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
             img_idx:Tensor,        # image of each pair, (P,), ascending
             tag_idx:Tensor,        # 0-based class of each pair, (P,)
             pool:str="patches",    # image vector: mean of the "patches" or the "cls" token
-            most:int=0             # most tags of an image; 0: looked up, for which the host waits once
+            most:int=0,            # most tags of an image; 0: looked up, for which the host waits once
+            out:Tensor|None=None   # (B, L, L) to write the attention to
     )->Cams:                       # maps (P, h, w) and by-products
     "GradCAM of every pair of the batch at the last block's ln_1, §3.2."
     if pool not in ROWS: raise ValueError(f"pool: expected one of {tuple(ROWS)}, got {pool!r}")
@@ -137,7 +142,7 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
     o, attn = attend(q, k, v)
     y = mix(block, x, o)
     h = block.mlp.c_fc(block.ln_2(y))                                                       # (B, 1+L, 4D)
-    z = y + block.ls_2(block.mlp.c_proj(block.mlp.gelu(h)))
+    z, y = add_mlp(block, y, h), y[:, rows][img_idx]                                        # (B, 1+L, D), (P, R, D)
 
     keep = candidates(img_idx, tag_idx, len(x), len(text_fg), len(text_bg))
     def score(z):
@@ -145,11 +150,14 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
         return logits.softmax(-1), logits
     scores, back, logits = vjp(score, z[:, rows][img_idx], has_aux=True)  # type: ignore[misc]  # three with has_aux
     dz, = back(F.one_hot(tag_idx, len(text)).to(scores))                                    # (P, R, D)
-    dy = mlp_back(block, y[:, rows][img_idx], slope(block.mlp.gelu, h[:, rows])[img_idx], dz)
+    s = slope(block.mlp.gelu, h[:, rows])                                                   # (B, R, 4D)
+    del back, h                                                                             # the widest tensors do not stay
+    dy = mlp_back(block, y, s, dz, img_idx)
+    del y, s, dz
     do = (block.ls_1(dy) @ block.attn.out_proj.weight).unflatten(-1, (clip.heads, -1)).transpose(1, 2)  # (P, heads, R, dh)
 
     do = group(do, img_idx, len(x), most)                                                   # (B, most, heads, R, dh)
     dqkv = attn_back(q[:, :, rows], k, v, attn[:, :, rows], o[:, :, rows], do, pool == "patches")[img_idx, slots(img_idx)]
     weights = dqkv.flatten(1) @ block.attn.in_proj_weight / (x.shape[1] - 1)                # (P, D)
     raw = torch.einsum("pld,pd->pl", a[:, 1:][img_idx], weights).unflatten(-1, tuple(grid))
-    return Cams(minmax(minmax(raw.relu())), raw, weights, scores, logits, patch_attn(attn), z)
+    return Cams(minmax(minmax(raw.relu())), raw, weights, scores, logits, patch_attn(attn, out), z)

@@ -27,7 +27,7 @@ from .data import SegData, open_data, save_mask
 from .export import export
 from .field import build_coco, build_voc, complete, counts_table, pack_voc, survey
 from .hub import push_to_hub, write_folder
-from .infer import MODES, evaluate, evaluation_hours
+from .infer import DROP, MODES, evaluate, evaluation_hours
 from .inspection import cam_sheets, format_report, inspect_set
 from .job import demo, forecast, open_training, run_job, table, write_json
 from .metrics import format_scores
@@ -187,7 +187,7 @@ def cmd_evaluate(a # parsed arguments
     model = open_model(a)
     data = open_data(a.data, a.val_split, model.classes.classes, tags_from=None, with_masks=True, norm=model.cfg.norm)
     if len(data) >= LONG: print(f"{len(data):,} pictures: about {evaluation_hours(model, data, modes(a), a.workers):.1f} hours", flush=True)
-    scores = evaluate(model, data, workers=a.workers, out=a.out and Path(a.out)/"masks", modes=modes(a))
+    scores = evaluate(model, data, workers=a.workers, out=a.out and Path(a.out)/"masks", modes=modes(a), drop=a.drop)
     print(table({k: s["miou"] for k, s in scores.items()}))
     best = scores["ms" if a.no_crf else "crf"]; print(format_scores(best))
     if a.out: Path(a.out).mkdir(parents=True, exist_ok=True); write_json(Path(a.out)/"scores.json", scores)
@@ -195,7 +195,7 @@ def cmd_evaluate(a # parsed arguments
 def cmd_bench(a # parsed arguments
     )->None:
     "Cost of an iteration and of a prediction, in forwards of the frozen encoder."
-    print(report(bench(device=a.device, threads=a.threads, repeats=a.repeats, out=a.out)))
+    print(report(bench(device=a.device, threads=a.threads, repeats=a.repeats, out=a.out, data=a.data, quick=a.quick)))
 
 # %% ../nbs/20_cli.ipynb #8312b3ae
 def cmd_predict(a # parsed arguments
@@ -205,7 +205,7 @@ def cmd_predict(a # parsed arguments
     if "png" in a.format: refuse_overwriting(files, a.out)
     model = open_model(a)
     batch = a.batch or (1 if torch.device(a.device).type == "cpu" else 8)  # forwards are shared where that fills the device
-    masks = segment_stream(model, read_ahead(files, failed), not a.no_crf, a.workers, batch)
+    masks = segment_stream(model, read_ahead(files, failed), not a.no_crf, a.workers, batch, drop=a.drop)
     with writer(a.out, model.classes.names, a.format, a.confidence) as write:
         for f, seg in tqdm(masks, total=len(files), desc="predict"): write(f, seg)
     names = ", ".join(f"{i} {n}" for i, n in enumerate(model.classes.names))
@@ -403,6 +403,8 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     def running(s):
         s.add_argument("--workers", type=int, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
         s.add_argument("--no-crf", action="store_true", help="leave DenseCRF out")
+    def dropping(s): s.add_argument("--drop", type=float, default=DROP, help="leave labels out of DenseCRF that nowhere reach this share of the "
+                                    "strongest; 0: none (%(default)s)")
     def mixed(s): s.add_argument("--amp", choices=AMP, help="mixed precision of encoder and decoder in training (off)")
     def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, a folder of `weclip hub`, hf:user/name, or the authors' .pth"); backbone(s, None)
 
@@ -416,8 +418,8 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s = command("train", cmd_train, ""); settings(s); backbone(s); splits(s, "train"); running(s); mixed(s)
     s.add_argument("--iters", type=int, help="iterations, the switch of the refinement in proportion (the profile's)")
     s.add_argument("--resume", action="store_true", help="continue a stopped run")
-    s = command("evaluate", cmd_evaluate); trained(s); splits(s, "val"); running(s)
-    s = command("predict", cmd_predict, ""); trained(s); running(s)
+    s = command("evaluate", cmd_evaluate); trained(s); splits(s, "val"); running(s); dropping(s)
+    s = command("predict", cmd_predict, ""); trained(s); running(s); dropping(s)
     s.add_argument("pictures", nargs="+", metavar="FILE|DIR|-", help="pictures, folders of them, or - for names on standard input, one a line")
     s.add_argument("--format", nargs="+", choices=FORMATS, default=["png"], metavar="FORMAT", help=f"some of {', '.join(FORMATS)} (png)")
     s.add_argument("--confidence", action="store_true", help="also the probability of the winning class as a grey PNG, 0..255")
@@ -441,8 +443,10 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--push", metavar="USER/NAME", help="repository to send it to"); s.add_argument("--public", action="store_true", help="a new repository is for all")
     s = command("export", cmd_export, "", "file to write, .pt2 or .onnx"); trained(s)
     s.add_argument("--tol", type=float, default=1e-4, help="largest difference that passes, relative to the largest logit (%(default)s)")
-    s = command("bench", cmd_bench); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
+    s = command("bench", cmd_bench, what="JSON file to write"); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
+    s.add_argument("--data", help="VOC folder with masks whose pictures are loaded and sharpened instead of drawn ones")
+    s.add_argument("--quick", action="store_true", help="a tiny encoder, to see that everything runs")
     tables_arguments(subs)
     return p
 

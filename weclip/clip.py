@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'why_not', 'arch_config', 'tower_size', 'read_weights', 'new_clip', 'tokenizer_for', 'load_clip',
-           'resize_pos', 'qkv', 'attend', 'mix', 'patch_attn', 'block_forward', 'plain_vit', 'Encoded', 'FrozenCLIP',
-           'patches', 'encode_tokens', 'text_features']
+           'resize_pos', 'qkv', 'attend', 'plus', 'mix', 'activate', 'add_mlp', 'patch_attn', 'block_forward',
+           'plain_vit', 'Encoded', 'FrozenCLIP', 'patches', 'encode_tokens', 'text_features']
 
 # %% ../nbs/05_clip.ipynb #3f20a373
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import io, pickle, zipfile
 
 import open_clip, torch, torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from .data import PickleReader
@@ -170,31 +170,57 @@ def attend(q:Tensor, # (B, heads, T, dh)
            k:Tensor, # (B, heads, T, dh)
            v:Tensor  # (B, heads, T, dh)
     )->tuple:        # output (B, heads, T, dh), attention (B, heads, T, T)
-    "Attention with its weights on show."
-    attn = (q * q.shape[-1]**-.5 @ k.mT).softmax(-1)
+    "Attention with its weights on show; not for autograd."
+    attn = q * q.shape[-1]**-.5 @ k.mT
+    attn = torch.softmax(attn, -1, out=attn) if attn.dtype == torch.float32 else attn.softmax(-1)  # autocast makes it float32
     return attn @ v, attn
+
+def plus(x:Tensor,    # any shape
+         fresh:Tensor # same shape, read by nobody else
+    )->Tensor:        # x + fresh
+    "Add, writing over `fresh` unless autocast made it less precise than `x`."
+    return fresh.add_(x) if fresh.dtype == x.dtype else x + fresh
 
 def mix(block:ResidualAttentionBlock, # open_clip's
         x:Tensor,                     # the block's input, (B, T, D)
         o:Tensor                      # attention output, (B, heads, T, dh)
     )->Tensor:                        # (B, T, D), before the MLP
     "Project the heads and add them to the tokens."
-    return x + block.ls_1(block.attn.out_proj(o.transpose(1, 2).flatten(2)))
+    return plus(x, block.ls_1(block.attn.out_proj(o.transpose(1, 2).flatten(2))))
 
-def patch_attn(attn:Tensor # (B, heads, 1+L, 1+L)
-    )->Tensor:             # (B, L, L)
+def activate(act:nn.Module, # QuickGELU or any other elementwise function
+             h:Tensor       # any shape
+    )->Tensor:              # act(h)
+    "The activation function; QuickGELU with one tensor of working memory."
+    return (1.702*h).sigmoid_().mul_(h) if isinstance(act, QuickGELU) else act(h)
+
+def add_mlp(block:ResidualAttentionBlock, # open_clip's
+            y:Tensor,        # tokens behind the attention, (B, T, D)
+            h:Tensor         # hidden units before the activation function, (B, T, 4D)
+    )->Tensor:               # the block's output, (B, T, D)
+    "Second half of the MLP, added to the tokens."
+    return plus(y, block.ls_2(block.mlp.c_proj(activate(block.mlp.gelu, h))))
+
+def patch_attn(attn:Tensor,    # (B, heads, 1+L, 1+L)
+               out:Tensor|None=None # (B, L, L) to write to
+    )->Tensor:                 # (B, L, L)
     "Mean over the heads between patches; the class token's row and column are dropped, rows are not renormalised."
-    return attn[..., 1:, 1:].mean(1)
+    seen = attn[..., 1:, 1:].mean(1)
+    return seen if out is None else out.copy_(seen)
 
+@torch.no_grad()
 def block_forward(block:ResidualAttentionBlock, # open_clip's
                   x:Tensor,                     # (B, 1+L, D)
-                  need_attn:bool=False          # compute the attention openly
+                  need_attn:bool=False,         # compute the attention openly
+                  out:Tensor|None=None          # (B, L, L) that the attention is written to
     )->tuple:                                   # tokens (B, 1+L, D), attention between patches (B, L, L) or None
     "Run one block; with `need_attn` one softmax gives both the tokens and the map."
     q, k, v = qkv(block, block.ln_1(x))
     o, attn = attend(q, k, v) if need_attn else (F.scaled_dot_product_attention(q, k, v), None)
+    seen = patch_attn(attn, out) if need_attn else None
+    del q, k, v, attn
     y = mix(block, x, o)
-    return y + block.ls_2(block.mlp(block.ln_2(y))), patch_attn(attn) if need_attn else None
+    return add_mlp(block, y, block.mlp.c_fc(block.ln_2(y))), seen
 
 # %% ../nbs/05_clip.ipynb #0bd25106
 def plain_vit(visual:VisionTransformer # image tower of a CLIP
@@ -238,6 +264,11 @@ class FrozenCLIP(nn.Module):
         "Stay in eval mode."
         return super().train(False)
 
+    def n_patches(self, img:Tensor # (B, 3, H, W)
+        )->int:                    # L
+        "How many whole patches an image has."
+        return (img.shape[-2]//self.patch)*(img.shape[-1]//self.patch)
+
     def image_vector(self, z:Tensor # tokens behind the last block that are pooled, (..., R, D)
         )->Tensor:                  # (..., D), before the projection
         "Mean of the tokens and the last norm, in the tower's order."
@@ -257,19 +288,19 @@ class FrozenCLIP(nn.Module):
     @torch.no_grad()
     def encode(self, img:Tensor,          # normalised images, (B, 3, H, W)
                n_blocks:int|None=None,    # blocks to run; None: all but the last, which the CAM runs
-               n_attn:int=0               # attention maps to keep, counted from the last block run
+               n_attn:int=0,              # attention maps to keep, counted from the last block run
+               out:Tensor|None=None       # (B, n_attn, L, L) to write them to
         )->Encoded:                       # tokens, attention and grid
         "Run the first `n_blocks` blocks and keep every output, §3.2."
         n = self.n_blocks - 1 if n_blocks is None else n_blocks
         if not (0 < n <= self.n_blocks and 0 <= n_attn <= n):
             raise ValueError(f"expected 1 <= n_blocks <= {self.n_blocks} and 0 <= n_attn <= n_blocks, got {n} and {n_attn}")
         x, grid = self.embed(img)
-        tokens, maps = [], []
-        for l, block in enumerate(self.blocks[:n]):
-            x, attn = block_forward(block, x, need_attn=l >= n - n_attn)
+        tokens, maps = [], x.new_empty(len(x), n_attn, *[self.n_patches(img)]*2) if out is None else out
+        for l, block in enumerate(self.blocks[:n], n_attn - n):
+            x, _ = block_forward(block, x, l >= 0, maps[:, l] if l >= 0 else None)
             tokens.append(x)
-            if attn is not None: maps.append(attn)
-        return Encoded(tuple(tokens), torch.stack(maps, 1) if maps else None, grid)
+        return Encoded(tuple(tokens), maps if n_attn else None, grid)
 
 def patches(tokens:Tensor # (B, 1+L, D)
     )->Tensor:            # (B, L, D)

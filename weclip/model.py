@@ -80,8 +80,9 @@ class WeCLIP(nn.Module):
     def tokens(self, img:Tensor # normalised, (B, 3, H, W)
         )->Frozen:              # tokens and grid; the rest None
         "The encoder's first `n_feats` blocks."
-        enc = self.clip.encode(img, self.cfg.n_feats)
-        return Frozen(tuple(map(patches, enc.tokens)), enc.grid)
+        tokens, _, grid = self.clip.encode(img, self.cfg.n_feats)
+        read = [*tokens]; del tokens
+        return Frozen(_patches(read), grid)
 
     def mixed(self
         )->torch.autocast: # a context
@@ -107,14 +108,14 @@ class WeCLIP(nn.Module):
         )->Frozen:
         "Frozen part of a training step: tokens for the decoder, attention maps, CAMs, pairs."
         img_idx, tag_idx = pairs(tags, img.device)  # copied before the encoder is queued, so that a GPU is not waited for
-        enc = self.clip.encode(img, n_attn=min(n_maps, self.clip.n_blocks) - 1)
-        most = max(map(len, tags), default=0)
+        n, l, most = min(n_maps, self.clip.n_blocks), self.clip.n_patches(img), max(map(len, tags), default=0)
+        attn = img.new_empty(len(img), n, l, l)  # every map is written to its place
+        tokens, _, grid = self.clip.encode(img, n_attn=n - 1, out=attn[:, :-1])
         with torch.autocast(img.device.type, enabled=False):  # gradients of a softmax are too small for half precision
-            cams = gradcam(self.clip, enc.tokens[-1].to(self.text_fg.dtype), enc.grid, self.text_fg, self.text_bg, img_idx, tag_idx,
-                           self.cfg.pool, most=most)
-        attn = cams.attn[:, None] if enc.attn is None else torch.cat([enc.attn, cams.attn[:, None]], 1)  # (B, n, L, L)
-        tokens = tuple(map(patches, (*enc.tokens, cams.out)[:self.cfg.n_feats]))
-        return Frozen(tokens, enc.grid, attn, cams.cam, img_idx, tag_idx, cams)
+            cams = gradcam(self.clip, tokens[-1].to(self.text_fg.dtype), grid, self.text_fg, self.text_bg, img_idx, tag_idx,
+                           self.cfg.pool, most, attn[:, -1])
+        read = [*tokens, cams.out][:self.cfg.n_feats]; del tokens
+        return Frozen(_patches(read), grid, attn, cams.cam, img_idx, tag_idx, cams)
 
     def refine(self, cam:Tensor, # M_init, (P, h, w)
                attn:Tensor,      # A_s, (B, n, L, L)
@@ -171,6 +172,12 @@ class WeCLIP(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 # %% ../nbs/13_model.ipynb #b0235423
+def _patches(tokens:list # of (B, 1+L, D); emptied of them one by one, so that never all exist twice
+    )->tuple:            # of (B, L, D), each one piece of memory, as a linear layer wants it
+    "Drop the class tokens."
+    for i, x in enumerate(tokens): tokens[i] = patches(x).contiguous()
+    return tuple(tokens)
+
 def _check_parts(clip:FrozenCLIP,   # frozen image tower
                  text_fg:Tensor,    # text features of the classes, (C-1, E)
                  classes:ClassSet,  # C-1 classes

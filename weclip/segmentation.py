@@ -25,7 +25,7 @@ from torch import Tensor
 from .classes import voc_palette
 from .data import IGNORE_INDEX, read_image, save_mask
 from .hub import from_pretrained
-from .infer import as_rgb, confidence, predict_stream
+from .infer import DROP, as_rgb, confidence, predict_stream
 from .model import WeCLIP, load_model, load_released
 from .tinyclip import ASSETS
 from .viz import legend, overlay, quantise
@@ -156,10 +156,12 @@ def segment_stream(model,          # `.logits`, `.patch`, `.cfg`, `.classes`
                    batch:int=1,    # pictures looked at together, as in `predict_stream`
                    scales=None,    # None: `cfg.scales`
                    flip=None,      # None: `cfg.tta_flip`
+                   drop:float=DROP, # labels to leave out of the CRF, as in `dense_crf`; 0: none
     ):                             # yields (key, Segmentation)
     "Masks of many pictures in their order, with their pictures."
     samples = ((key, as_rgb(image)) for key, image in samples)
-    results = predict_stream(model, (((key, image), image) for key, image in samples), crf, workers, scales, flip, batch, logits=True)
+    results = predict_stream(model, (((key, image), image) for key, image in samples), crf, workers, scales, flip, batch, logits=True,
+                             drop=drop)
     palette = getattr(model.classes, "palette", voc_palette)()
     return ((key, Segmentation(image, ids, model.classes.names, palette, logits)) for (key, image), ids, logits in results)
 
@@ -168,10 +170,11 @@ def segment(image,         # path, Pillow image, or array (H, W, 3) or (H, W) ui
             crf:bool=True, # sharpen with DenseCRF
             scales=None,   # None: `cfg.scales`
             flip=None,     # average with the mirrored picture; None: `cfg.tta_flip`
+            drop:float=DROP, # labels to leave out of the CRF, as in `dense_crf`; 0: none
     )->Segmentation:
     "The mask of a picture at its own size; no tags needed. Also `weclip.predict`."
     if model is None or isinstance(model, (str, Path)): model = cached_model(model)
-    return next(segment_stream(model, [(None, image)], crf, workers=0, scales=scales, flip=flip))[1]
+    return next(segment_stream(model, [(None, image)], crf, workers=0, scales=scales, flip=flip, drop=drop))[1]
 
 # %% ../nbs/15a_segmentation.ipynb #c25ec697
 def read_ahead(files,      # of Path

@@ -7,7 +7,7 @@ __all__ = ['supervised_loss', 'loss_for']
 
 # %% ../nbs/16_supervised.ipynb #3daa95aa
 from .config import Config
-from .losses import Losses, own, seg_loss_ce, upsample
+from .losses import Losses, own, seg_loss_ce
 from .model import WeCLIP
 from .train import weak_loss
 
@@ -20,7 +20,7 @@ def supervised_loss(model:WeCLIP,      # in training mode
     "Cross-entropy against the masks, §4.5."
     if batch.lbl is None: raise ValueError("batch: expected masks (lbl), got none; open the data with with_masks=True")
     out = model(batch.img, frozen=batch.frozen)
-    seg = seg_loss_ce(upsample(out.logits, batch.lbl.shape[-2:]), batch.lbl, whole=whole)
+    seg = seg_loss_ce(out.logits, batch.lbl, whole=whole)
     return Losses(seg, seg, seg.new_zeros(())), out
 
 def loss_for(cfg:Config # `supervised` is read
