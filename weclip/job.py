@@ -15,6 +15,7 @@ from pathlib import Path
 import json, os, platform, shutil, subprocess, tarfile, time
 import numpy as np, open_clip, torch, weclip
 from .bench import device_name, used_gib
+from .cache import KeptTokens
 from .config import Config, preset, run_name, to_dict
 from .data import SegData, batches, open_data, save_mask
 from .infer import MODES, evaluate, predict, predict_stream
@@ -105,7 +106,8 @@ def score(model:WeCLIP, # trained
           modes,        # of `MODES`, of `STAGES`, or as `tables.read_mode` takes them
           out=None,     # folder for the predicted masks; None: not written
           workers=1,    # processes for DenseCRF
-          limit=0       # pictures at most; 0: all
+          limit=0,      # pictures at most; 0: all
+          cache=None    # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
     )->dict:            # mode -> scores, as `metrics.scores`
     "All scores wanted on a split."
     def pictures(tags_from): return first(open_data(root, split, model.classes.classes, tags_from, with_masks=True, norm=model.cfg.norm), limit)
@@ -114,7 +116,8 @@ def score(model:WeCLIP, # trained
         if m not in stages: mode, settings = read_mode(m); groups.setdefault(json.dumps(settings), (settings, {}))[1][mode] = m
     if stages: scores |= score_stages(model, pictures("auto"), model.cfg.iters > model.cfg.switch, stages=stages)
     for settings, named in groups.values():
-        with evaluated_with(model, settings): found = evaluate(model, pictures(None), workers=workers, out=None if settings else out, modes=tuple(named))
+        seen = KeptTokens(cache, model) if cache and not settings else model
+        with evaluated_with(model, settings): found = evaluate(seen, pictures(None), workers=workers, out=None if settings else out, modes=tuple(named))
         scores |= {named[k]: s for k, s in found.items()}
     return {m: scores[m] for m in modes}
 
@@ -187,7 +190,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
             resume=False,            # continue a stopped training
             modes=MODES,             # predictions to score on `val_split`, as `evaluate` takes them
             workers=1,               # processes for loading and for DenseCRF
-            cache=None,              # folder for frozen features, as in `train`
+            cache=None,              # folder for frozen features, as in `train` and `score`
             say=print,               # where messages go
             scores=None,             # (split, mode) to score instead; None: `modes` and all stages of `val_split`
             blind=(),                # splits without masks: predictions are packed for VOC's server, not scored
@@ -206,7 +209,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     report_progress(out, "features", **seen)
     train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step)
     save_model(out/"model.safetensors", model, backbone)
-    found = _score_all(model, root, out, scores, blind, workers, limit, seen, say)
+    found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
     val = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
     if sheet and not cfg.supervised:
         examples(model, open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm), out/"examples.png", sheet, cfg.iters > cfg.switch)
@@ -219,13 +222,13 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     say(table(miou)); say(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
     return miou
 
-def _score_all(model, root, out, scores, blind, workers, limit, seen, say)->dict: # "split/mode" -> scores
+def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->dict: # "split/mode" -> scores
     "Splits in turn; those without masks are packed."
     found, iters = {}, model.cfg.iters
     for split in dict.fromkeys(s for s, _ in scores):
         modes = [m for s, m in scores if s == split]
         say(f"scoring {split}: {', '.join(modes)}"); report_progress(out, f"scoring {split}", iters, iters, **seen)
-        if split not in blind: found |= {f"{split}/{m}": s for m, s in score(model, root, split, modes, out/"masks", workers, limit).items()}; continue
+        if split not in blind: found |= {f"{split}/{m}": s for m, s in score(model, root, split, modes, out/"masks", workers, limit, cache).items()}; continue
         data = first(open_data(root, split, model.classes.classes, tags_from=None, norm=model.cfg.norm), limit)
         for m in modes: pack_for_server(model, data, out/f"voc-{split}-{m}.tgz", m == "crf", workers)
     return found

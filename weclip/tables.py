@@ -334,7 +334,7 @@ def run_parameters(run:Run,             # of `plan`
                 out=str(out), results=str(results))
 
 # %% ../nbs/18b_tables.ipynb #430d7a87
-SECONDS = dict(iteration=.28, supervised=.15, encode=.27, single=.06, ms=.15, crf=.04, stage=.08, start=12., features=.035, drawing=.014)
+SECONDS = dict(iteration=.22, supervised=.12, encode=.27, single=.06, ms=.14, kept=.03, crf=.04, stage=.08, start=12., features=.035, drawing=.014)
 PAPER_ITERATION = 4.5*3600/30_000  # seconds, Table 3
 
 def expected_minutes(run:Run # of `plan`
@@ -342,11 +342,12 @@ def expected_minutes(run:Run # of `plan`
     "What a run should take, from stated figures."
     cfg, s = run_config(run), SECONDS
     if run.profile not in DRAWN: return cfg.iters*PAPER_ITERATION*cfg.bs/4/60
-    step = s["supervised" if cfg.supervised else "iteration"] + (0 if keeps_features(run) else s["encode"])
+    kept = keeps_features(run)
+    step = s["supervised" if cfg.supervised else "iteration"] + (0 if kept else s["encode"])
     passes = {(split, m.partition(":")[2]) for split, m in run.scores if read_mode(m)[0] in ("ms", "crf")}  # one serves both
     extra = {"single": s["single"], "ms": 0, "crf": s["crf"]}
     pictures = dict(zip(("train", "val", "test"), run.sizes))
-    scoring = sum(pictures[split]*s["ms"] for split, _ in passes) + sum(pictures[split]*extra.get(read_mode(m)[0], s["stage"]) for split, m in run.scores)
+    scoring = sum(pictures[split]*s["kept" if kept and not changed else "ms"] for split, changed in passes) + sum(pictures[split]*extra.get(read_mode(m)[0], s["stage"]) for split, m in run.scores)
     return (s["start"] + step*cfg.iters + scoring)/60
 
 # %% ../nbs/18b_tables.ipynb #3897e6fb
