@@ -38,6 +38,10 @@ def main():
     run(sys.executable, "-m", "ruff", "check", "weclip", "tests")
     passed("ruff", t0)
 
+    t0 = time.perf_counter()
+    run(sys.executable, "-m", "mypy")
+    passed("types", t0)
+
     t0 = time.perf_counter(); before = contents()
     run("nbdev_test", "--n_workers", str(min(2, os.cpu_count() or 1)), "--timing", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     unchanged(before, "a notebook wrote into the project")

@@ -34,9 +34,9 @@ def test_masks_have_the_pictures_size_and_stem(root, run, tmp_path):
 def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
     import weclip.train as t
     steps, real = [], t.train_step
-    def stop_at_three(model, opt, batch, i, loss):
+    def stop_at_three(model, opt, batch, i, loss, *more):
         if len(steps) == 3: raise KeyboardInterrupt
-        steps.append(i); return real(model, opt, batch, i, loss)
+        steps.append(i); return real(model, opt, batch, i, loss, *more)
     args = ["train", str(root), "--train-split", "train", "--out", str(tmp_path), *TINY, *FAST]
     monkeypatch.setattr(t, "train_step", stop_at_three); assert main(args) == 130
     monkeypatch.setattr(t, "train_step", real); assert main(args) == 2          # never silently over a stopped run

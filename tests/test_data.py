@@ -1,5 +1,5 @@
 """Bad input, and real photographs, for the folder reader."""
-import json, logging, os, pickle, shutil
+import json, logging, os, pickle, shutil, tracemalloc
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -275,6 +275,40 @@ def test_forged_object_arrays_are_refused(tmp_path):
     with open(tmp_path/"f.npy", "wb") as f:
         np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=())); f.write(forged)
     with pytest.raises(ValueError, match="OBJECT array from memory"): read_onehot(tmp_path/"f.npy", NAMES)
+
+@pytest.mark.parametrize("bomb", [b"]r\0\0\x40\0.", b"\x96\0\0\0\4\0\0\0\0."], ids=["memo", "bytearray"])
+def test_a_short_pickle_takes_no_memory(tmp_path, bomb):
+    "A place far up in the memo, and an array that only its length is there of: 64 MiB each if believed."
+    with open(tmp_path/"b.npy", "wb") as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=())); f.write(b"\x80\x02" + bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="b.npy.*expected a pickled dict"): read_onehot(tmp_path/"b.npy", NAMES)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally: tracemalloc.stop()
+
+def test_an_id_named_twice_is_not_lost(root):
+    (lists(root)/"tags.json").write_text('{"a": ["cat"], "b": ["dog"], "a": ["horse"]}')
+    with pytest.raises(ValueError, match="tags.json.*more than once: a"): open_data(root, "train", NAMES)
+
+@pytest.mark.parametrize("text", [b"<?xml version='1.0' encoding='hex'?><a/>", b"<?xml version='1.0' encoding='nonsense'?><a/>", b"<a>&x;</a>", b""])
+def test_annotations_in_no_known_encoding(root, text):
+    (root/"Annotations").mkdir(); (root/"Annotations"/"a.xml").write_bytes(text)
+    with pytest.raises(ValueError, match="a.xml.*broken XML"): open_data(root, "train", NAMES, tags_from="xml")
+
+def test_long_names(root):
+    with pytest.raises(ValueError, match="plain picture IDs"): open_data(root, "x"*5000, NAMES)
+    retag(root, **{"ä"*200: ["cat"]})
+    with pytest.raises(ValueError, match="plain picture IDs"): open_data(root, "train", NAMES)
+
+def test_large_masks_are_refused(tmp_path, monkeypatch):
+    save_mask(tmp_path/"m.png", np.zeros((12, 12), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="m.png: 12x12 pixels.*shrink"): read_mask(tmp_path/"m.png", 3)
+
+def test_postscript_is_not_run(tmp_path):
+    (tmp_path/"x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n{} loop\n")
+    with pytest.raises(ValueError, match="x.jpg.*a program"): read_image(tmp_path/"x.jpg")
 
 @pytest.mark.parametrize("make", [lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"junk"*50), lambda p: np.save(p, np.zeros((4, 3))),
                                   lambda p: np.save(p, np.array([{"a": 1}], object)), lambda p: np.save(p, ["a"], allow_pickle=True),

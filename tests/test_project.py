@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = sorted((ROOT/"nbs").glob("*.ipynb"))
 EXPERIMENTS = sorted((ROOT/"experiments").glob("*.ipynb"))
 MODULES = sorted(p for p in (ROOT/"weclip").glob("*.py") if not p.name.startswith("_"))
-TEXTS = MODULES + sorted((ROOT/"tests").glob("*.py")) + [ROOT/n for n in ("settings.ini", "setup.py", "_quarto.yml", "README.md", "CONTRIBUTING.md")]
+TEXTS = MODULES + sorted((ROOT/"tests").glob("*.py")) + [ROOT/n for n in ("settings.ini", "setup.py", "_quarto.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")]
 INSTALL = {"demo": "python3 -m venv .venv && .venv/bin/pip install -q -e . && .venv/bin/weclip demo",
            "tests": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python tests"}
 PLACES = re.compile("(?<![\\w.])/(?:work|root|tmp|home|Users|mnt)/")  # where somebody's machine would show
@@ -42,7 +42,7 @@ def test_modules_are_exported(tmp_path):
     assert not (odd := [k for k in ours if ours[k] != fresh[k]]), f"run nbdev_export: {odd}"
 
 def test_one_notebook_per_module():
-    exps = [e for e in map(default_exp, NBS) if e]
+    exps = [e for e in map(default_exp, NBS) if e and e != "__main__"]  # `python -m weclip`, which MODULES leaves out with the other _names
     assert sorted(exps) == sorted(set(exps)) == [m.stem for m in MODULES]
 
 # ---- pages
@@ -208,7 +208,7 @@ def test_examples_import(page):
             if isinstance(n, ast.ImportFrom) and n.module.startswith("weclip"):
                 assert all(hasattr(importlib.import_module(n.module), a.name) for a in n.names), ast.unparse(n)
 
-@pytest.mark.parametrize("page", NBS + EXPERIMENTS + [ROOT/"README.md", ROOT/"CONTRIBUTING.md"], ids=name)
+@pytest.mark.parametrize("page", NBS + EXPERIMENTS + [ROOT/"README.md", ROOT/"CONTRIBUTING.md", ROOT/"CHANGELOG.md"], ids=name)
 def test_links_resolve(page):
     md = text(page, "markdown") if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
     links = [l for l in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", md, flags=re.S)) if not re.match(r"https?:|mailto:|#|attachment:", l)]
@@ -225,6 +225,11 @@ def test_settings():
     assert s.getboolean("update_pyproject") is False and "tags" in s["allowed_cell_metadata_keys"].split()
     assert all(map(shlex.split, [s["requirements"]])) and not set("'\"") & set(s["dev_requirements"])
     assert {"fastcore>=1.14,<2"} <= set(shlex.split(s["requirements"])) and {"nbdev==2.4.14", "execnb<0.2"} <= set(s["dev_requirements"].split())
+
+def test_one_version():
+    version = settings()["version"]
+    assert yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"), re.M)
 
 # ---- the two commands
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TAGS', 'TINY', 'QUICK', 'SIZES', 'MANY', 'TARGETS', 'AUTHORS', 'training_batch', 'inputs', 'stages', 'plain_stages',
            'encoders', 'prediction', 'noisy_probabilities', 'crfs', 'masked', 'crf_cost', 'measure', 'pictures',
-           'images_per_second', 'loading', 'sweep', 'accelerator', 'bench', 'report']
+           'images_per_second', 'loading', 'sweep', 'accelerator', 'bench', 'device_name', 'used_gib', 'report']
 
 # %% ../nbs/18_bench.ipynb #58e6b26a
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-import json, os, platform
+import json, os, platform, sys
 import numpy as np, open_clip, torch, torch.nn.functional as F
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
@@ -37,7 +37,7 @@ TINY = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=4, width=32, hea
 QUICK = dict(n_feats=3, d=16, layers=1, heads=2, par_iters=2, long_side=64)
 
 def training_batch(size:int,       # side of the pictures, pixels
-                   tags:list=TAGS, # 0-based class ids of each picture
+                   tags=TAGS,      # 0-based class ids of each picture
                    device="cpu"    # where to compute
     )->Batch:                      # random pixels, no padding
     "Pictures to train on."
@@ -52,7 +52,7 @@ def inputs(quick:bool=False, # a tiny encoder instead of ViT-B/16
     torch.manual_seed(0)
     clip, n = open_clip.CLIP(**(TINY if quick else open_clip.get_model_config("ViT-B-16-quickgelu"))), len(VOC.classes)
     text = F.normalize(torch.randn(n + len(VOC.background), clip.visual.proj.shape[1]), dim=1)
-    model = WeCLIP(FrozenCLIP(clip), text[:n], text[n:], VOC, preset("voc", **(QUICK if quick else {})))
+    model = WeCLIP(FrozenCLIP(clip), text[:n], text[n:], VOC, preset("voc", "released", **(QUICK if quick else {})))
     return model.to(device), training_batch(size, TAGS, device), np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
 
 # %% ../nbs/18_bench.ipynb #f94475f2
@@ -262,22 +262,38 @@ def bench(device="cpu",     # where to compute
     values = [t["iteration"]/t["encoder"], t["PAR"]/t["encoder"], t["GradCAM"]/t["encoder"], t["encoder, static maps"]/t["encoder, open_clip"],
               t["prediction"]/t["prediction's encoder"], mib["iteration"]/mib_plain["iteration"],
               *crf_cost(masked(data, 2 if quick else 10, (60, 80) if quick else (375, 500)), **how), load[0]*t["iteration"]/len(batch.img), load[1], *fast]
-    sizes = sweep(model, *((32, 48), (1, 2), 32) if quick else (), device=device, **few)
-    setup = dict(device=_name(device), threads=threads or torch.get_num_threads(), torch=torch.__version__, repeats=repeats, size=size,
+    sides, many, side = ((32, 48), (1, 2), 32) if quick else (SIZES, MANY, 320)
+    sizes = sweep(model, sides, many, side, device, **few)
+    setup = dict(device=device_name(device), threads=threads or torch.get_num_threads(), torch=torch.__version__, repeats=repeats, size=size,
                  encoder="tiny" if quick else "ViT-B/16", pictures="VOC" if data else "drawn")
     result = dict(setup=setup, rows=dict(zip(TARGETS, values, strict=True)), stages=table, sizes=sizes)
     if out: _store(Path(out), torch.device(device).type, result)
     return result
 
-def _name(device)->str:
+def device_name(device # a torch device, or its name
+    )->str:
     "What the numbers were measured on."
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+
+def _peak_gib(device)->float:
+    "Most memory so far: of the process, or on a CUDA device of its tensors."
+    if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device)/2**30
+    try: import resource
+    except ImportError: return float("nan")  # Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform == "darwin" else 20)
 
 def _store(path, kind, result):
     "Put the result beside those of other kinds of device."
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(known | {kind: result}, indent=1) + "\n")
+
+def used_gib(device="cpu" # a torch device, or its name
+    )->float:
+    "Memory in use: of a CUDA device's tensors the most so far; of a process what it holds now, files that are only mapped left out."
+    try: resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    except OSError: resident = None  # not Linux
+    return _peak_gib(device) if resident is None or torch.device(device).type == "cuda" else (resident - shared)*os.sysconf("SC_PAGESIZE")/2**30
 
 def report(result:dict # of `bench`
     )->str:            # two Markdown tables and a line about the setup

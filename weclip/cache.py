@@ -9,6 +9,7 @@ __all__ = ['cache_files', 'fill', 'FrozenCache']
 from pathlib import Path
 import hashlib, json, os
 import numpy as np, torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 from .cam import group, pairs, slots
@@ -79,7 +80,8 @@ class FrozenCache:
         if model.cfg.views < 1: raise ValueError(f"views: expected at least one fixed crop per picture to keep features of, got {model.cfg.views}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         files = cache_files(folder, model, data)
-        if missing := {k: p for k, p in files.items() if not p.exists()}: fill(missing, model, data, progress=progress)
+        with FileLock(f"{files['tokens']}.lock"):  # whoever needs them, too, waits
+            if missing := {k: p for k, p in files.items() if not p.exists()}: fill(missing, model, data, progress=progress)
         self.arrays, self.n = {k: np.load(p, mmap_mode="r") for k, p in files.items()}, len(data)
         self.grid = (model.cfg.crop//model.patch,)*2
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch, torch.nn.functional as F
-from torch import Tensor, nn
-from open_clip.transformer import QuickGELU
+from torch import Tensor
 from torch.func import vjp
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 
 from .clip import FrozenCLIP, add_mlp, attend, mix, patch_attn, plus, qkv
 
@@ -49,19 +49,19 @@ def candidates(img_idx:Tensor, # (P,)
     return present.index_put((img_idx, tag_idx), present.new_ones(()))[img_idx]
 
 # %% ../nbs/07_cam.ipynb #d0d80047
-def slope(act:nn.Module, # elementwise function
-          x:Tensor       # any shape
-    )->Tensor:           # act'(x), shape of x
+def slope(act,     # elementwise function
+          x:Tensor # any shape
+    )->Tensor:     # act'(x), shape of x
     "Derivative of an activation function; QuickGELU's written out, to save memory."
     if not isinstance(act, QuickGELU): return vjp(act, x)[1](torch.ones_like(x))[0]
     s = (1.702*x).sigmoid_()
     return (1 - s).mul_(x).mul_(s).mul_(1.702).add_(s)
 
-def mlp_back(block:nn.Module, # open_clip's ResidualAttentionBlock
-             y:Tensor,        # tokens before ln_2, a row per pair, (P, R, D)
-             s:Tensor,        # slope of the activation function there, (P, R, 4D)
-             dz:Tensor        # gradient at the block's output, (P, R, D)
-    )->Tensor:                # gradient at y, (P, R, D)
+def mlp_back(block:ResidualAttentionBlock, # open_clip's
+             y:Tensor,                     # tokens before ln_2, a row per pair, (P, R, D)
+             s:Tensor,                     # slope of the activation function there, (P, R, 4D)
+             dz:Tensor                     # gradient at the block's output, (P, R, D)
+    )->Tensor:                             # gradient at y, (P, R, D)
     "Back through the MLP, its norm and the shortcut around them."
     dh = block.ls_2(dz) @ block.mlp.c_proj.weight
     dh = dh.mul_(s) @ block.mlp.c_fc.weight
@@ -129,7 +129,7 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
             tag_idx:Tensor,        # 0-based class of each pair, (P,)
             pool:str="patches",    # image vector: mean of the "patches" or the "cls" token
             most:int=0,            # most tags of an image; 0: looked up, for which the host waits once
-            out:Tensor=None        # (B, L, L) to write the attention to
+            out:Tensor|None=None   # (B, L, L) to write the attention to
     )->Cams:                       # maps (P, h, w) and by-products
     "GradCAM of every pair of the batch at the last block's ln_1, §3.2."
     if pool not in ROWS: raise ValueError(f"pool: expected one of {tuple(ROWS)}, got {pool!r}")
@@ -145,9 +145,9 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
 
     keep = candidates(img_idx, tag_idx, len(x), len(text_fg), len(text_bg))
     def score(z):
-        logits = class_logits(clip, clip.visual.ln_post(z).mean(1), text, keep)
+        logits = class_logits(clip, clip.image_vector(z), text, keep)
         return logits.softmax(-1), logits
-    scores, back, logits = vjp(score, z[:, rows][img_idx], has_aux=True)
+    scores, back, logits = vjp(score, z[:, rows][img_idx], has_aux=True)  # type: ignore[misc]  # three with has_aux
     dz, = back(F.one_hot(tag_idx, len(text)).to(scores))                                    # (P, R, D)
     s = slope(block.mlp.gelu, h[:, rows])                                                   # (B, R, 4D)
     del back, h                                                                             # the widest tensors do not stay

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'NORMS', 'TAG_SOURCES', 'read_image', 'preprocess', 'save_mask', 'read_mask', 'crop_pad', 'Crop',
-           'random_crop', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch', 'collate', 'view_key',
-           'Stream', 'batches']
+           'random_crop', 'PickleReader', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch',
+           'collate', 'view_key', 'Stream', 'batches']
 
 # %% ../nbs/04_data.ipynb #8ecae6a5
 from collections import Counter
@@ -42,17 +42,19 @@ def _rgb(im):
 def _open(path, what):
     "A lazily opened picture; errors name the file."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected {what}, found no such file")
-    try: return Image.open(path)
+    try: im = Image.open(path)
     except Image.DecompressionBombError as e: raise ValueError(f"{path}: picture too large: {e}; shrink it first") from e
     except Exception as e: raise ValueError(f"{path}: expected {what} (JPEG, PNG, ...), got a file that cannot be read as one ({e}); export it again") from e
+    if im.format == "EPS": im.close(); raise ValueError(f"{path}: expected {what} (JPEG, PNG, ...), got EPS, a program to be run; export it again")
+    if im.width*im.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        im.close(); raise ValueError(f"{path}: {im.width}x{im.height} pixels, more than {Image.MAX_IMAGE_PIXELS}; shrink it first")
+    return im
 
 def read_image(path,       # picture file
                min_side=1, # refuse pictures with a shorter side than this, in pixels
     )->np.ndarray:         # RGB, (H, W, 3), uint8
     "Read a picture as RGB, upright; transparency becomes white."
     with _open(path, "a picture") as im:
-        if im.width*im.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-            raise ValueError(f"{path}: {im.width}x{im.height} pixels, more than {Image.MAX_IMAGE_PIXELS}; shrink it first")
         try: img = np.array(_rgb(ImageOps.exif_transpose(im)))
         except Exception as e:  # decoders raise a dozen types for a damaged file
             raise ValueError(f"{path}: expected a complete picture, got one that cannot be decoded ({e}); copy or export it again") from e
@@ -160,7 +162,11 @@ def _latin(text, encoding): return text.encode("latin1")  # how old pickles spel
 _STANDINS = {**{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
              ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _latin}
 
-class _Unpickler(pickle.Unpickler):
+class PickleReader(pickle._Unpickler):
+    "A reader of pickles that fills no memory which the file does not."
+    dispatch = {op: f for op, f in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}
+
+class _OnehotReader(PickleReader):
     def find_class(self, module, name):
         if (module, name) in _STANDINS: return _STANDINS[module, name]
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of tags needs")
@@ -168,7 +174,7 @@ class _Unpickler(pickle.Unpickler):
 def _plain(ids, path):
     "Refuse IDs that would leave the folder."
     for i in ids:
-        if not isinstance(i, str) or not i or i in (".", "..") or set(i) & set("/\\\0:"):
+        if not isinstance(i, str) or not 0 < len(i.encode("utf-8", "replace")) <= 240 or i in (".", "..") or set(i) & set("/\\\0:"):
             raise ValueError(f"{path}: expected plain picture IDs without folder or drive, got {i!r}")
     return ids
 
@@ -180,11 +186,11 @@ def read_onehot(path,  # cls_labels_onehot.npy: a pickled dict, ID -> (C-1,) of 
         with open(path, "rb") as f:
             header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(f)](f)
             if header[0] != () or header[2] != np.dtype(object): raise ValueError(f"a {header[2]} array of shape {header[0]}")
-            hot = {i: v.data for i, v in _Unpickler(f).load().data[0].items()}
+            hot = {i: v.data for i, v in _OnehotReader(f).load().data[0].items()}
     except OSError: raise
     except Exception as e: raise ValueError(f"{path}: expected a pickled dict of one-hot vectors, got something else ({e}); use tags.json instead") from e
     for i, v in hot.items():
-        if not isinstance(v, np.ndarray) or v.shape != (len(names),) or not np.isin(v, (0, 1)).all():
+        if not isinstance(v, np.ndarray) or v.dtype.kind not in "biuf" or v.shape != (len(names),) or not np.isin(v, (0, 1)).all():
             raise ValueError(f"{path}: {i!r}: expected {len(names)} values of 0 or 1, got {np.shape(v)}; is this the file of another class list?")
     return {i: np.flatnonzero(v).tolist() for i, v in zip(_plain(hot, path), hot.values())}
 
@@ -199,11 +205,16 @@ def _class_ids(tags, names, where):
 
 def _lists(root): return Path(root)/"ImageSets"/"Segmentation"
 
+def _unique(pairs)->dict:
+    "A JSON object, of which none of two equal names may be lost."
+    if len(d := dict(pairs)) < len(pairs): raise ValueError(f"listed more than once: {_some([k for k, n in Counter(k for k, _ in pairs).items() if n > 1])}")
+    return d
+
 def _tags_json(root, ids, names):
     "Tags from tags.json: ID -> list of class names."
     path = _lists(root)/"tags.json"
-    try: tags = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e: raise ValueError(f"{path}: expected JSON, got something else ({e})") from e
+    try: tags = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: expected JSON, got something else ({e})") from e
     if not isinstance(tags, dict) or not all(isinstance(t, list) for t in tags.values()):
         raise ValueError(f'{path}: expected {{"ID": ["class name", ...], ...}}, got {str(tags)[:60]}')
     return {i: _class_ids(t, names, f"{path}: {i!r}") for i, t in zip(_plain(tags, path), tags.values())}
@@ -215,8 +226,9 @@ def _tags_onehot(root, ids, names):
 def _tags_xml(root, ids, names):
     "Tags from the devkit's Annotations: the names of all objects."
     def one(path):
-        try: return _class_ids([o.text for o in ET.parse(path).iterfind("object/name")], names, path)
-        except ET.ParseError as e: raise ValueError(f"{path}: expected a VOC annotation, got broken XML ({e})") from e
+        try: found = [o.text for o in ET.parse(path).iterfind("object/name")]
+        except (ET.ParseError, ValueError, LookupError) as e: raise ValueError(f"{path}: expected a VOC annotation, got broken XML ({e})") from e
+        return _class_ids(found, names, path)
     return {i: one(p) for i in ids if (p := Path(root)/"Annotations"/f"{i}.xml").is_file()}
 
 def _tags_masks(root, ids, names):

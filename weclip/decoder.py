@@ -30,6 +30,7 @@ def recompute(f,       # function of one tensor
           x:Tensor # what it is given
     )->Tensor:     # f(x)
     "Keep nothing inside `f` for the backward pass but `x`; compute it again when it is needed."
+    if not x.requires_grad: return f(x)
     return checkpoint(f, x, use_reentrant=False, preserve_rng_state=False)
 
 class DecoderLayer(nn.Module):
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
         self.width = width
         self.mlps = nn.ModuleList(mlp(width, d) for _ in range(n_feats))
         self.conv = nn.Linear(n_feats*d, d)
-        self.drop = nn.Dropout2d(dropout)
+        self.drop:nn.Module = nn.Dropout2d(dropout)
         self.phi = nn.Sequential(*(DecoderLayer(d, heads) for _ in range(layers)))
         self.pred = nn.Linear(d, n_classes)
 

@@ -54,9 +54,9 @@ def plain_cam(clip:FrozenCLIP,      # frozen encoder
         x = x.detach().requires_grad_()[img_idx]  # (P, 1+L, D)
         a = block.ln_1(x)
         y = x + block.ls_1(block.attn(a, a, a, need_weights=False)[0])
-        z = clip.visual.ln_post(y + block.ls_2(block.mlp(block.ln_2(y))))
+        z = y + block.ls_2(block.mlp(block.ln_2(y)))
         keep = candidates(img_idx, tag_idx, int(img_idx.max()) + 1 if len(img_idx) else 0, len(text_fg), len(text_bg))
-        p = class_logits(clip, z[:, ROWS[pool]].mean(1), text, keep).softmax(-1)
+        p = class_logits(clip, clip.image_vector(z[:, ROWS[pool]]), text, keep).softmax(-1)
         w = torch.autograd.grad(p.gather(1, tag_idx[:, None]).sum(), a)[0][:, 1:].mean(1)  # (P, D)
     raw = torch.einsum("pld,pd->pl", a.detach()[:, 1:], w).unflatten(-1, tuple(grid))
     return minmax(minmax(raw.relu()))
@@ -92,10 +92,11 @@ def plain_head(decoder:Decoder, # its phi and its classifier
                fu:Tensor        # F_u, (B, d, h, w)
     )->Tensor:                  # logits, (B, C, h, w)
     "Eq. (3), everything kept for the backward pass."
-    x = fu.flatten(2).mT
-    for layer in decoder.phi:
+    def run(layer, x):
         x = x + layer.attend(layer.ln_1(x))
-        x = x + layer.down(quick_gelu(layer.up(layer.ln_2(x))))
+        return x + layer.down(quick_gelu(layer.up(layer.ln_2(x))))
+    x = fu.flatten(2).mT
+    for layer in decoder.phi: x = run(layer, x)
     return decoder.pred(x).mT.unflatten(2, fu.shape[-2:])
 
 def plain_affinity_label(lbl:Tensor,   # (B, H, W), long, 255 ignored
@@ -121,7 +122,8 @@ def plain_losses(logits:Tensor, # class scores on the tokens, (B, C, h, w)
     "The released losses, all pictures at once."
     ce = F.cross_entropy(upsample(logits, pseudo.shape[-2:]), pseudo, ignore_index=255, reduction="none")
     sides = pseudo == 0, (pseudo != 0) & (pseudo != 255)
-    seg = .5*sum((ce*side).sum()/side.sum().clamp(min=1) for side in sides)
+    bg, fg = ((ce*side).sum()/side.sum().clamp(min=1) for side in sides)
+    seg = .5*(bg + fg)
     pairs = aff_loss_l1(aff, plain_affinity_label(pseudo, grid, logits.shape[1], radius))
     return Losses(seg + lam*pairs, seg, pairs)
 

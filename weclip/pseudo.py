@@ -21,35 +21,39 @@ STAGES = ("initial", "initial+PAR", "refined", "pseudo")
 def label_maps(model:WeCLIP, out:Output, # forward with tags of these pictures
                img:Tensor,               # normalised pictures that PAR follows, (B, 3, H', W')
                size:tuple,               # (H, W) of the label maps, pixels
+               stages=STAGES             # those wanted
     )->dict:                             # stage -> (B, H, W) long, 0 background
-    "Label maps of every stage behind one forward, §3.3."
+    "Label maps of stages behind one forward, §3.3."
     c = model.cfg
     def labels(cam, iters): return pseudo_labels(cam, img, out.img_idx, out.tag_idx, tuple(size), c.par_scale if iters else 1, iters, c.par_dilations)
-    return {"initial": labels(out.cam, 0), "initial+PAR": labels(out.cam, c.par_iters), "refined": labels(out.cam_ref, 0), "pseudo": labels(out.cam_ref, c.par_iters)}
+    makes = {"initial": (out.cam, 0), "initial+PAR": (out.cam, c.par_iters), "refined": (out.cam_ref, 0), "pseudo": (out.cam_ref, c.par_iters)}
+    return {k: labels(*makes[k]) for k in stages}
 
 @torch.no_grad()
 def preview(model:WeCLIP,       # trained or not
             image,              # picture, (H, W, 3) uint8
             tags:list,          # its 0-based classes
             dynamic:bool=False, # let the decoder's affinity take part
+            stages=STAGES       # label maps wanted
     )->tuple:                   # (Output, {stage: label map (H, W) long})
-    "CAMs and the label maps of every stage for one picture with tags."
+    "CAMs and label maps for one picture with tags."
     img = network_input(model, image)
     out = model.eval()(img, [tags], dynamic)
-    maps = label_maps(model, out, img, image.shape[:2])
+    maps = label_maps(model, out, img, image.shape[:2], stages)
     return out, {k: v[0] for k, v in maps.items()}
 
 def score_stages(model:WeCLIP,         # trained or not
                  data:SegData,         # with tags and masks
                  dynamic:bool=False,   # let the decoder's affinity take part
                  progress:bool=True,   # show a bar
+                 stages=STAGES         # those to score
     )->dict:                           # stage -> scores, as `metrics.scores`
     "mIoU of the pseudo labels, stage by stage, against the masks."
     if data.masks is None: raise ValueError("data: expected a set with masks, open it with `with_masks=True`")
     n = model.classes.n_classes
-    conf = {k: torch.zeros(n, n, dtype=torch.long) for k in STAGES}
+    conf = {k: torch.zeros(n, n, dtype=torch.long) for k in stages}
     for i in tqdm(data.ids, desc="pseudo labels", disable=not progress, leave=False):
         image, mask = data.read(i)
-        for k, lbl in preview(model, image, data.tags[i], dynamic)[1].items():
+        for k, lbl in preview(model, image, data.tags[i], dynamic, stages)[1].items():
             conf[k] += confusion(lbl.cpu(), torch.from_numpy(mask).long(), n)
     return {k: scores(c, model.classes.names) for k, c in conf.items()}

@@ -42,7 +42,7 @@ def gated_mean(attn:Tensor, # A_s, (B, n, L, L)
     )->Tensor:              # (B, L, L)
     "Mean of the attention maps that the filter keeps, Eq. (7)."
     kept = torch.einsum("bn,bnij->bij", keep.to(attn.dtype), attn)
-    return kept/(keep.sum(1)[:,None,None] + eps)
+    return kept/(keep.sum(1).to(attn.dtype)[:,None,None] + eps)
 
 # %% ../nbs/10_rfm.ipynb #203b03db
 def refining_map(attn:Tensor,         # A_s of all blocks, last one last, (B, N, L, L)

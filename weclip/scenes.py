@@ -220,7 +220,7 @@ def noise_bank(n=24,     # pictures
     for layer in bank:
         for octave in range(6):
             grid = r.standard_normal(np.maximum(2, 2**(octave+2) * r.uniform(.5, 1.5, 2)).astype(int)).astype(np.float32)
-            layer += np.asarray(Image.fromarray(grid).resize((side, side), Image.BICUBIC)) * r.uniform(.3, 1) * .75**octave
+            layer += np.asarray(Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)) * r.uniform(.3, 1) * .75**octave
     return (bank - bank.mean((1, 2), keepdims=True)) / bank.std((1, 2), keepdims=True)
 
 def noise(r:Generator, # source of the place
@@ -406,28 +406,31 @@ DRAWING = 3  # revision of the drawings; a cached folder of another revision is 
 def draw_split(split,    # name of a stream: pretrain | train | dev | val | test
                index,    # number of the picture in its split
                seed=0,   # of the whole data set
-               size=None # (H, W) pixels; as in `draw_scene`
+               size=None, # (H, W) pixels; as in `draw_scene`
+               classes=SCENES.classes # names of what is drawn, outside pretraining
     )->Scene:
-    "Picture `index` of a split; pretraining pictures show all of `SHAPES`, the others the classes of `SCENES`."
+    "Picture `index` of a split; pretraining pictures show all of `SHAPES`, the others `classes`."
     if split not in STREAMS: raise ValueError(f"split: expected one of {tuple(STREAMS)}, got {split!r}")
-    return draw_scene((STREAMS[split], seed, index), size, tuple(SHAPES) if split == "pretrain" else SCENES.classes)
+    return draw_scene((STREAMS[split], seed, index), size, tuple(SHAPES) if split == "pretrain" else classes)
 
-def scene_tags(scene:Scene # with its labels
+def scene_tags(scene:Scene, # with its labels
+               classes=SCENES.classes # that were drawn
     )->list:               # names in class order
     "Image-level tags: the classes with at least one visible pixel."
-    return [SCENES.classes[i-1] for i in np.unique(scene.lbl) if i]
+    return [classes[i-1] for i in np.unique(scene.lbl) if i]
 
 def save_scene(root:Path, # folder in VOC layout
                split,     # as in `draw_split`
                index,     # number of the picture
-               seed=0     # of the whole data set
+               seed=0,    # of the whole data set
+               classes=SCENES.classes # names of what is drawn
     )->tuple:             # (ID, tags)
     "Draw and write one picture with its palette mask."
-    scene, name = draw_split(split, index, seed), f"{split}_{index:05d}"
+    scene, name = draw_split(split, index, seed, classes=classes), f"{split}_{index:05d}"
     Image.fromarray(scene.img).save(root/"JPEGImages"/f"{name}.jpg", quality=92)
     mask = Image.fromarray(scene.lbl); mask.putpalette(voc_palette().tobytes())
     mask.save(root/"SegmentationClassAug"/f"{name}.png")
-    return name, scene_tags(scene)
+    return name, scene_tags(scene, classes)
 
 def parallel_map(f,            # function that can be pickled
                  *args,        # iterables, as for `map`
@@ -450,11 +453,12 @@ def write_scenes(root,        # folder to make
                  dev=0,       # pictures to choose settings by
                  test=0,      # pictures to keep for the end
                  seed=0,      # of the whole data set
-                 workers=None # processes; None: one per core
+                 workers=None, # processes; None: one per core
+                 classes=SCENES.classes # names of what is drawn; all of `SHAPES` make the harder data set
     )->Path:                  # the folder
     "Write the built-in data as a VOC2012 folder; does nothing if it is there already."
-    root, counts = Path(root), dict(train=train, val=val, dev=dev, test=test)
-    stamp = dict(drawing=DRAWING, seed=seed, **counts)
+    root, counts, classes = Path(root), dict(train=train, val=val, dev=dev, test=test), tuple(classes)
+    stamp = dict(drawing=DRAWING, seed=seed, **counts, **({} if classes == SCENES.classes else dict(classes=list(classes))))
     if (root/"scenes.json").is_file() and json.loads((root/"scenes.json").read_text()) == stamp: return root
     if root.exists() and any(root.iterdir()) and not (root/"scenes.json").is_file():
         raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files; name another folder")
@@ -462,7 +466,7 @@ def write_scenes(root,        # folder to make
     part = Path(tempfile.mkdtemp(prefix=root.name, dir=root.parent))
     for d in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (part/d).mkdir(parents=True)
     todo = [(split, i) for split, n in counts.items() for i in range(n)]
-    drawn = parallel_map(save_scene, repeat(part), *zip(*todo), repeat(seed), workers=workers, chunksize=16)
+    drawn = parallel_map(save_scene, repeat(part), *zip(*todo), repeat(seed), repeat(classes), workers=workers, chunksize=16)
     done = list(tqdm(drawn, total=len(todo), desc="drawing", leave=False))
     lists = part/"ImageSets"/"Segmentation"
     for split, n in counts.items():

@@ -7,19 +7,23 @@ __all__ = ['supervised_loss', 'loss_for']
 
 # %% ../nbs/16_supervised.ipynb #3daa95aa
 from .config import Config
-from .losses import Losses, seg_loss_ce
+from .losses import Losses, own, seg_loss_ce
 from .model import WeCLIP
 from .train import weak_loss
 
 # %% ../nbs/16_supervised.ipynb #a201ae3c
-def supervised_loss(model:WeCLIP, batch,      # `Batch` with masks
-                    dynamic:bool=True)->tuple: # (Losses, Output); `dynamic` is not read
+def supervised_loss(model:WeCLIP,      # in training mode
+                    batch,             # `Batch` with masks
+                    dynamic:bool=True, # not read
+                    whole=own          # count here -> count of the whole batch
+    )->tuple:                          # (Losses, Output)
     "Cross-entropy against the masks, §4.5."
     if batch.lbl is None: raise ValueError("batch: expected masks (lbl), got none; open the data with with_masks=True")
     out = model(batch.img, frozen=batch.frozen)
-    seg = seg_loss_ce(out.logits, batch.lbl)
+    seg = seg_loss_ce(out.logits, batch.lbl, whole=whole)
     return Losses(seg, seg, seg.new_zeros(())), out
 
-def loss_for(cfg:Config): # a function (model, batch, dynamic) -> (Losses, Output)
+def loss_for(cfg:Config # `supervised` is read
+    ):                  # a function (model, batch, dynamic, whole) -> (Losses, Output)
     "What `cfg` trains with: masks, or tags."
     return supervised_loss if cfg.supervised else weak_loss

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GLUE', 'WORDS', 'CONTEXT', 'THINGS', 'N_C', 'N_K', 'N_FACTS', 'SIDE', 'NORM', 'ASSETS', 'merges', 'tiny_tokenizer',
            'tiny_config', 'sincos', 'new_tiny', 'is_true', 'scene_facts', 'with_article', 'caption', 'pretraining_set',
-           'random_squares', 'visible', 'contrastive', 'optimisers', 'batch', 'schedule', 'train_tiny',
-           'average_precision', 'zero_shot', 'save_tiny', 'tiny_clip']
+           'random_squares', 'visible', 'contrastive', 'optimisers', 'crops', 'batch', 'schedule', 'clip_loss',
+           'train_tiny', 'average_precision', 'zero_shot', 'save_tiny', 'tiny_clip']
 
 # %% ../nbs/06_tinyclip.ipynb #bc1999f1
 from functools import lru_cache
@@ -154,7 +154,7 @@ def random_squares(img:Tensor,  # (B, 3, S, S) float
     mirror = (torch.rand(b, generator=gen) < .5).float()*-2 + 1
     theta = torch.zeros(b, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom*mirror, zoom, shift
-    grid = F.affine_grid(theta, (b, 3, side, side), align_corners=False)
+    grid = F.affine_grid(theta, [b, 3, side, side], align_corners=False)
     return F.grid_sample(img, grid, align_corners=False), F.grid_sample(lbl, grid, mode="nearest", align_corners=False)[:, 0].long()
 
 def visible(facts:Tensor, # (B, N_FACTS)
@@ -188,6 +188,18 @@ def optimisers(model,            # open_clip CLIP
     rest = [p for n, p in model.named_parameters() if not ("resblocks" in n and p.ndim == 2)]
     return [torch.optim.Muon(inner, lr=lr_matrices, weight_decay=.05), torch.optim.AdamW(rest, lr=lr_rest, betas=(.9, .98), weight_decay=.01)]
 
+def crops(data,     # arrays of `pretraining_set`
+          step, bs, # number and size of the batch
+          side,     # of the crops, pixels
+          seed      # of the run
+    )->tuple:       # pictures (bs, 3, side, side), facts (bs, N_FACTS), NumPy generator for what else is drawn
+    "Pictures of one step and what is true of them; a pure function of seed and step."
+    r, gen = np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed*1_000_003 + step)
+    idx = np.sort(r.choice(len(data["img"]), bs, replace=False))
+    img = torch.from_numpy(data["img"][idx]).permute(0, 3, 1, 2).float()/255
+    img, lbl = random_squares(img, torch.from_numpy(data["lbl"][idx])[:, None].float(), side, gen)
+    return normalize(img, **NORM), visible(torch.from_numpy(data["facts"][idx]).float(), lbl), r
+
 def batch(data,        # arrays of `pretraining_set`
           step, bs,    # number and size of the batch
           side,        # of the crops, pixels
@@ -195,13 +207,9 @@ def batch(data,        # arrays of `pretraining_set`
           n_captions=3 # per picture
     )->tuple:
     "Examples of one step: pictures (bs, 3, side, side), tokens (bs*n, 20), truth (bs, bs*n); a pure function of seed and step."
-    r, gen = np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed*1_000_003 + step)
-    idx = np.sort(r.choice(len(data["img"]), bs, replace=False))
-    img = torch.from_numpy(data["img"][idx]).permute(0, 3, 1, 2).float()/255
-    img, lbl = random_squares(img, torch.from_numpy(data["lbl"][idx])[:, None].float(), side, gen)
-    facts = visible(torch.from_numpy(data["facts"][idx]).float(), lbl)
+    img, facts, r = crops(data, step, bs, side, seed)
     texts, claims = zip(*[caption(f, r) for f in facts.numpy().astype(np.uint8) for _ in range(n_captions)])
-    return normalize(img, **NORM), tiny_tokenizer()(list(texts)), is_true(torch.from_numpy(np.stack(claims)).float(), facts)
+    return img, tiny_tokenizer()(list(texts)), is_true(torch.from_numpy(np.stack(claims)).float(), facts)
 
 def schedule(i,       # step
              steps,   # length of the run
@@ -211,6 +219,18 @@ def schedule(i,       # step
     )->float:           # in [0, 1]
     "Learning rate as a share of its peak: warm-up, cosine, linear cool-down to zero at the end."
     return min(1, (i + 1)/warmup) * (.5 + .5*math.cos(math.pi*min(1, i/horizon))) * min(1, max(0, (steps - i)/(steps - cool)))
+
+def clip_loss(model,    # open_clip CLIP in training mode
+              data,     # arrays of `pretraining_set`
+              step, bs, # number and size of the batch
+              seed,     # of the run
+              cast      # context in which the forward runs
+    )->Tensor:
+    "Contrastive loss of one step."
+    w = model.logit_scale
+    img, tokens, truth = (x.to(w.device) for x in batch(data, step, bs, model.visual.image_size[0], seed))
+    with cast: i, t, scale = model(img, tokens)
+    return contrastive(scale.float() * i.float() @ t.float().T, truth)
 
 def train_tiny(folder,             # pictures, checkpoints and the log go here
                samples=192_000,    # pictures seen in all
@@ -224,11 +244,13 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
                bf16=False,         # autocast the forward
                every=100,          # steps between checkpoints
                workers=None,       # drawing processes; None: one per core
+               new=new_tiny,       # (seed) -> the model to train
+               loss=clip_loss,     # of one step, called as `clip_loss`
     )->open_clip.CLIP:             # in evaluation mode
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder, steps = Path(folder), samples//bs
-    data, model = pretraining_set(folder/"pictures", n_pictures, seed, workers), new_tiny(seed).to(device)
-    opts, side, step = optimisers(model), model.visual.image_size[0], 0
+    data, model = pretraining_set(folder/"pictures", n_pictures, seed, workers), new(seed).to(device)
+    opts, step = optimisers(model), 0
     scheds = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: schedule(i, steps, horizon//bs, cool//bs)) for o in opts]
     ckpt = folder/"checkpoint.pt"
     if ckpt.exists():
@@ -238,17 +260,14 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
     while step < steps:
         model.train(); model.visual.patch_dropout = drop if step < steps*(1 - full_share) else nn.Identity()
         torch.manual_seed(seed*1_000_003 + step)
-        img, tokens, truth = (x.to(device) for x in batch(data, step, bs, side, seed))
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-            i, t, scale = model(img, tokens)
-        loss = contrastive(scale.float() * i.float() @ t.float().T, truth)
+        now = loss(model, data, step, bs, seed, torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16))
         for o in opts: o.zero_grad(set_to_none=True)
-        loss.backward()
+        now.backward()
         for o in [*opts, *scheds]: o.step()
         model.logit_scale.data.clamp_(max=math.log(100))
         step += 1; bar.update(bs)
         if step % every == 0 or step == steps:
-            line = dict(step=step, samples=step*bs, loss=round(loss.item(), 4), scale=round(model.logit_scale.exp().item(), 1), time=time.time())
+            line = dict(step=step, samples=step*bs, loss=round(now.item(), 4), scale=round(model.logit_scale.exp().item(), 1), time=time.time())
             with open(folder/"log.jsonl", "a") as f: f.write(json.dumps(line) + "\n")
             bar.set_postfix(loss=line["loss"])
             part = ckpt.with_suffix(".part")

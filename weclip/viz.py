@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 import torch
 
 from .classes import voc_palette
@@ -33,20 +33,22 @@ def denormalise(img, # normalised picture, (3, H, W)
     return (255*p).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #6b835c4d
-def colour_mask(ids # class ids, (H, W)
-    )->np.ndarray:  # (H, W, 3) uint8
-    "A mask in the colours of PASCAL VOC."
-    return voc_palette()[_np(ids).astype(np.uint8)]
+def colour_mask(ids,          # class ids, (H, W)
+                palette=None, # red, green, blue by id, (256, 3) uint8, as `ClassSet.palette`; None: VOC's
+    )->np.ndarray:            # (H, W, 3) uint8
+    "A mask in colours."
+    return (voc_palette() if palette is None else palette)[_np(ids).astype(np.uint8)]
 
 def overlay(img:np.ndarray, # picture, (H, W, 3) uint8
             ids,            # class ids, (H, W)
             alpha:float=.5, # opacity of the colours, in [0, 1]
+            palette=None,   # as in `colour_mask`
     )->np.ndarray:          # (H, W, 3) uint8
     "A mask over its picture; background pixels stay untouched."
     ids = _np(ids)
     if img.shape[:2] != ids.shape: raise ValueError(f"ids: expected {img.shape[:2]} as the picture, got {ids.shape}")
     a = alpha*(ids != 0)[..., None]
-    return ((1 - a)*img + a*colour_mask(ids)).round().astype(np.uint8)
+    return ((1 - a)*img + a*colour_mask(ids, palette)).round().astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #a6249981
 def heat(cam,                 # in [0, 1], (h, w)
@@ -75,8 +77,8 @@ def show_grid(rows,             # rows of pictures, each (H, W, 3) uint8 or (H, 
     ratios = [max(p.shape[0]/p.shape[1] for p in r) for r in rows]  # height / width of the tallest picture in a row
     fig = Figure(figsize=(size*m, size*sum(ratios) + .25), dpi=dpi, layout="compressed"); FigureCanvasAgg(fig)
     axes = fig.subplots(n, m, squeeze=False, height_ratios=ratios)
-    for i, j in np.ndindex(n, m):
-        ax = axes[i, j]; ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
+    for (i, j), ax in np.ndenumerate(axes):
+        ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
         if j < len(rows[i]): ax.imshow(rows[i][j], cmap="viridis", interpolation="nearest")
         if i == 0 and j < len(titles): ax.set_title(titles[j], fontsize=8)
         if j == 0 and i < len(labels): ax.set_ylabel(labels[i], fontsize=8)
@@ -94,20 +96,19 @@ def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uin
 # %% ../nbs/02_viz.ipynb #220a5447
 def legend(names,          # by class id; `ClassSet.names`
            ids=None,       # ids to list, e.g. those of a mask; None: all
-           height:int=16,  # of a line, pixels
+           height:int=16,  # of a line, pixels; the letters' size follows
+           palette=None    # red, green, blue by id, (256, 3) uint8; None: VOC's
     )->np.ndarray:         # (lines*height, W, 3) uint8
     "Colour and name of each class, one per line."
-    ids = range(len(names)) if ids is None else sorted({int(i) for i in _np(ids).flat} - {255})
-    texts = [str(names[i]) for i in ids]
-    img = Image.new("RGB", (height + 8 + max((round(_text_width(t)) for t in texts), default=0), max(len(texts), 1)*height), "white")
-    draw = ImageDraw.Draw(img)
+    ids = range(len(names)) if ids is None else sorted(set(np.unique(_np(ids)).astype(int).tolist()) - {255})
+    texts, font = [str(names[i]) for i in ids], ImageFont.load_default(size=height*10/16)
+    img = Image.new("RGB", (height + 8 + max((round(font.getlength(t)) for t in texts), default=0), max(len(texts), 1)*height), "white")
+    draw, edge = ImageDraw.Draw(img), height//8
     for row, (i, text) in enumerate(zip(ids, texts)):
-        draw.rectangle((2, row*height + 2, height - 2, (row + 1)*height - 3), fill=tuple(voc_palette()[i].tolist()), outline="grey")
-        draw.text((height + 4, row*height + height//2), text, fill="black", anchor="lm")
+        colour = tuple(colour_mask(i, palette).tolist())
+        draw.rectangle((edge, row*height + edge, height - edge, (row + 1)*height - edge - 1), fill=colour, outline="grey")
+        draw.text((height + 4, row*height + height//2), text, fill="black", anchor="lm", font=font)
     return np.asarray(img)
-
-def _text_width(text:str)->float:
-    return ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text)
 
 # %% ../nbs/02_viz.ipynb #b70ae0ea
 def save_sheet(path,           # file to write, its ending names the format
@@ -132,8 +133,8 @@ def save_sheet(path,           # file to write, its ending names the format
 
 def _fit(img:np.ndarray, cell:int)->Image.Image:
     "The picture, shrunk where needed, centred on a square of `cell` pixels."
-    img, square = Image.fromarray(np.asarray(img, np.uint8)).convert("RGB"), Image.new("RGB", (cell, cell), (235, 235, 235))
-    r = min(1., cell/max(img.size))
-    img = img.resize([max(1, round(s*r)) for s in img.size], Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
-    square.paste(img, ((cell - img.width)//2, (cell - img.height)//2))
+    im, square = Image.fromarray(np.asarray(img, np.uint8)).convert("RGB"), Image.new("RGB", (cell, cell), (235, 235, 235))
+    r = min(1., cell/max(im.size))
+    im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
+    square.paste(im, ((cell - im.width)//2, (cell - im.height)//2))
     return square

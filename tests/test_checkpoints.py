@@ -1,0 +1,152 @@
+"""Files of weights from strangers: nothing in them is run, and nothing they name leads out of their folder."""
+import json, os, pickle, zipfile
+from typing import Tuple
+
+import numpy as np, open_clip, pytest, torch
+from safetensors.torch import save_file
+
+from weclip.bench import TINY, inputs
+from weclip.clip import load_clip, read_weights
+from weclip.data import read_onehot
+from weclip.model import load_model, load_released, read_checkpoint, read_model, save_model
+from weclip.train import load_checkpoint, optimiser, save_checkpoint
+
+class Call:
+    "Pickles as a call."
+    def __init__(self, f, *args): self.f, self.args = f, args
+    def __reduce__(self): return self.f, self.args
+
+def payloads(mark):
+    "Ways to have a pickle create `mark`."
+    return [Call(os.system, f"touch {mark}"), Call(eval, f"open({str(mark)!r}, 'w')"), Call(open, str(mark), "w"), Call(os.mkdir, str(mark)),
+            Call(torch.save, torch.ones(1), str(mark)), Call(torch.from_file, str(mark), True, 4), Call(np.save, str(mark), np.ones(1))]
+
+def bare(path, x): path.write_bytes(pickle.dumps(x, 2))
+def zipped(path, x): torch.save(dict(state_dict=dict(weight=x)), path)
+def old(path, x): torch.save(dict(weight=x), path, _use_new_zipfile_serialization=False)
+def array(path, x):
+    box = np.empty((), object); box[()] = {"a": x}
+    with open(path, "wb") as f: np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=())); pickle.dump(box, f)
+def scripted(path, x):
+    "A pickle in the place of an archive's list of modules."
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("archive/constants.pkl", pickle.dumps((), 2)); z.writestr("archive/version", "3\n"); z.writestr("archive/data.pkl", pickle.dumps(x, 2))
+
+def resume(path):
+    model = inputs(quick=True, size=32)[0]; load_checkpoint(path, model, optimiser(model, model.cfg))
+
+READERS = {"weights": read_weights, "clip": load_clip, "checkpoint": read_checkpoint, "resume": resume, "model": load_model, "onehot": lambda p: read_onehot(p, ("a",)),
+           "released": lambda p: load_released({}, p)}
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
+@pytest.mark.parametrize("write", [bare, zipped, old, array, scripted], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".npy", ".safetensors", ""])
+def test_pickles_are_not_run(tmp_path, write, suffix):
+    mark, path = tmp_path/"ran", tmp_path/f"evil{suffix}"
+    for k, x in enumerate(payloads(mark)):
+        write(path, x)
+        for name, read in READERS.items():
+            with pytest.raises(ValueError, match="evil"): read(path)
+            assert not mark.exists(), f"{name} ran payload {k}"
+
+def test_these_payloads_would_do_something(tmp_path):
+    for k in range(len(payloads(tmp_path))):
+        mark = tmp_path/f"ran{k}"
+        bare(tmp_path/"evil.pt", payloads(mark)[k]); pickle.loads((tmp_path/"evil.pt").read_bytes())
+        assert mark.exists() or mark.with_suffix(".npy").exists(), k
+
+class Hostile(torch.nn.Module):
+    "Writes a file when it is restored."
+    def __init__(self, mark:str):
+        super().__init__()
+        self.mark, self.weight = mark, torch.nn.Parameter(torch.ones(2))
+    def forward(self, x): return x
+    @torch.jit.export
+    def __getstate__(self): return self.mark, self.weight, self.training
+    @torch.jit.export
+    def __setstate__(self, state:Tuple[str, torch.Tensor, bool]):
+        self.mark, self.weight = state[0], state[1]
+        self.training = torch.from_file(state[0], True, 9).numel() > 3
+
+@pytest.mark.filterwarnings("ignore")
+def test_archives_are_not_run(tmp_path):
+    torch.jit.script(Hostile(str(tmp_path/"ran"))).save(tmp_path/"evil.pt")
+    for read in (read_weights, load_clip, read_checkpoint, load_model, resume):
+        with pytest.raises(ValueError, match="evil"): read(tmp_path/"evil.pt")
+        assert not (tmp_path/"ran").exists()
+    torch.jit.load(tmp_path/"evil.pt")
+    assert (tmp_path/"ran").exists()  # as it would have been
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_clip_is_read_as_published(tmp_path):
+    "OpenAI publishes a traced model in float16, with its mask as a tensor that is no weight."
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**TINY).eval()
+    (tmp_path/"tiny-traced.json").write_text(json.dumps(TINY)); open_clip.add_model_config(tmp_path/"tiny-traced.json")
+    torch.jit.trace(clip, (torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))), check_trace=False).save(tmp_path/"clip.pt")
+    archive = read_weights(tmp_path/"clip.pt")
+    assert all(archive[k].equal(v) for k, v in clip.state_dict().items()) and set(archive) - set(clip.state_dict()) <= {"attn_mask"}
+    back = load_clip(tmp_path/"clip.pt", "tiny-traced").state_dict()
+    assert all(back[k].equal(v) for k, v in clip.state_dict().items())
+    torch.save({"state_dict": {f"module.{k}": v for k, v in clip.state_dict().items()}}, tmp_path/"wrapped.pt")
+    assert set(read_weights(tmp_path/"wrapped.pt")) == set(clip.state_dict())
+
+# ---- what a file names
+
+@pytest.fixture
+def model(): return inputs(quick=True, size=32)[0]
+
+def described(path, model, **change):
+    "A model file whose description was changed."
+    save_model(path, model)
+    about, state = read_model(path)
+    save_file(state, path, metadata=dict(weclip=json.dumps({**about, **change})))
+    return path
+
+@pytest.mark.parametrize("name", ["../clip.pt", "/etc/passwd", "sub/clip.pt", "..\\clip.pt", "C:\\clip.pt", "\\\\server\\clip.pt", "..", ".", "", "a\0b", "x"*5000, "laion2b_s32b_b79k", "clip.pt"])
+def test_a_backbone_elsewhere_is_not_read(tmp_path, model, monkeypatch, name):
+    import weclip.model
+    def refuse(*_): raise AssertionError(f"{name!r} was followed")
+    monkeypatch.setattr(weclip.model, "build", refuse); monkeypatch.chdir(tmp_path)
+    (tmp_path/"models").mkdir(); (tmp_path/"models"/"sub").mkdir()
+    for p in ("clip.pt", "models/sub/clip.pt", "laion2b_s32b_b79k"): (tmp_path/p).write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"): load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
+
+def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
+    import weclip.model
+    seen = []
+    def build(backbone, cfg, classes, arch): seen.append(backbone); return model
+    monkeypatch.setattr(weclip.model, "build", build)
+    (tmp_path/"clip.pt").write_bytes(b"x"); path = described(tmp_path/"m.safetensors", model, backbone="/somewhere/else/clip.pt")
+    load_model(path); load_model(path, "given.pt"); load_model(described(path, model, backbone="openai"))
+    assert seen == [str(tmp_path/"clip.pt"), "given.pt", "openai"]
+
+@pytest.mark.parametrize("change", [dict(config=[]), dict(config=dict(lr="x")), dict(config=dict(unknown=1)), dict(config=dict(d=10**9)), dict(config=dict(layers=10**9)),
+    dict(config=dict(heads=0)), dict(config=None), dict(classes=None), dict(classes={}), dict(classes=dict(name="a", classes=["a"], prompts=[1])), dict(classes=["a"]), dict(backbone=None, classes=3), dict(fingerprint=None, config=1)])
+def test_a_description_that_is_none(tmp_path, model, change):
+    path = described(tmp_path/"m.safetensors", model)
+    about = read_model(path)[0]
+    if isinstance(change.get("config"), dict): change = dict(config={**about["config"], **change["config"]})
+    with pytest.raises(ValueError, match="m.safetensors: expected a model"): load_model(described(path, model, **change))
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "{", "["*100_000, '"a"', "{}"])
+def test_a_header_that_is_no_description(tmp_path, model, text):
+    save_file(model.decoder.state_dict(), tmp_path/"m.safetensors", metadata=dict(weclip=text))
+    with pytest.raises(ValueError, match="m.safetensors"): load_model(tmp_path/"m.safetensors")
+
+@pytest.mark.parametrize("break_it", [lambda s: s.pop("about"), lambda s: s.pop("opt"), lambda s: s.update(i="x"), lambda s: s.update(i=-1), lambda s: s.update(i=10**9), lambda s: s.update(history=None),
+    lambda s: s["about"].pop("config"), lambda s: s["about"].pop("fingerprint"), lambda s: s["opt"].pop("param_groups"), lambda s: s["opt"]["state"].pop(0) and s["opt"]["state"].update({99: {}}),
+    lambda s: s["opt"]["state"][0].update(exp_avg=torch.ones(1)), lambda s: s["decoder"].update(more=torch.ones(1)), lambda s: s["decoder"].update({"pred.bias": 3}), lambda s: s.update(decoder=[])])
+def test_a_checkpoint_that_lacks_something(tmp_path, model, break_it):
+    opt = optimiser(model, model.cfg)
+    for p in model.decoder.parameters(): p.grad = torch.ones_like(p)
+    opt.step(); save_checkpoint(tmp_path/"c.pt", model, opt, 3, [])
+    resume(tmp_path/"c.pt")
+    state = torch.load(tmp_path/"c.pt", weights_only=True); break_it(state); torch.save(state, tmp_path/"c.pt")
+    with pytest.raises(ValueError, match="c.pt"): resume(tmp_path/"c.pt")
+
+@pytest.mark.parametrize("state, says", [({"decoder.x": 3}, "of tensors"), ({"state_dict": 5}, "of tensors"), ([1], "state dict"), ({"x": torch.ones(1)}, "decoder"), ({"about": {}}, "model.safetensors"),
+    ({"decoder_fts_fuse.linears_modulelist.0.proj.weight": torch.ones(2, 3)}, "weights")])
+def test_a_released_file_of_something_else_is_named(tmp_path, state, says):
+    torch.save(state, tmp_path/"d.pth")
+    with pytest.raises(ValueError, match=f"d.pth: expected.*{says}"): load_released({}, tmp_path/"d.pth")

@@ -1,0 +1,214 @@
+"""Image towers of other shapes, models as folders and as programs: on random weights, small enough for a laptop."""
+import json, logging, socket
+
+import numpy as np, open_clip, pytest, torch, torch.nn.functional as F
+from PIL import Image
+from weclip.cam import ROWS, gradcam, pairs
+from weclip.classes import SCENES, ClassSet
+from weclip.cli import main
+from weclip.clip import PLAIN, FrozenCLIP, arch_config, plain_vit
+from weclip.config import Config, preset, run_name
+from weclip.data import preprocess, read_mask
+from weclip.hub import FILES, from_pretrained, save_pretrained
+from weclip.infer import predict
+from weclip.model import ARCH, WeCLIP, build, describe, load_model, read_model, save_model, write_model
+from weclip.scenes import write_scenes
+
+TEXT = dict(context_length=77, width=32, heads=2, layers=1)  # the text tower is not what is tested
+
+# ---- names
+
+def test_every_name_is_accepted_or_told_why_not():
+    "The config is judged as the tower would be, and a refusal says what to take instead."
+    accepted = []
+    for name in open_clip.list_models():
+        try: cfg = arch_config(name)
+        except ValueError as e: assert name in str(e) and PLAIN in str(e); continue
+        with torch.device("meta"): clip = open_clip.CLIP(cfg["embed_dim"], {**cfg["vision_cfg"], "layers": 1}, TEXT, cfg.get("quick_gelu", False))
+        plain_vit(clip.visual); accepted.append(name)
+    assert {ARCH, "ViT-B-16", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-L-14-CLIPA"} <= set(accepted)
+    for part in ("SigLIP", "RN50", "convnext", "EVA", "ViTamin", "MobileCLIP", "PE-Core", "coca_ViT"): assert not [n for n in accepted if part in n]
+
+@pytest.mark.parametrize("name, why", [("RN101", "a ResNet, which has no attention"), ("ViT-B-16-SigLIP2", "pools its patches by attention"),
+                                       ("coca_ViT-B-32", "pools its patches by attention"), ("EVA02-L-14", "timm's"), ("ViT-B/61", "did you mean ViT-B-16"),
+                                       ("local-dir:somewhere", "expected one of"), ("hf-hub:someone/model", "expected one of")])
+def test_a_refused_name_is_one_line(tmp_path, capsys, name, why):
+    assert main(["train", "nowhere", "--arch", name, "--out", str(tmp_path/"run")]) == 2
+    err = capsys.readouterr().err
+    assert why in err and len(err.strip().splitlines()) == 1 and not (tmp_path/"run").exists()
+
+# ---- towers: real width, heads, patch and parts; few blocks, small grid
+
+TOWERS = ("ViT-B-32", "ViT-L-14", "ViT-H-14", "ViT-L-14-CLIPA", "ViT-M-16-alt")
+
+def shrink(name, layers=3, grid=4):
+    "A CLIP with the tower of `name`, `layers` blocks deep."
+    cfg = arch_config(name); v = cfg["vision_cfg"]
+    torch.manual_seed(0)
+    return open_clip.CLIP(32, {**v, "layers": layers, "image_size": grid*v["patch_size"]}, TEXT, cfg.get("quick_gelu", False)).eval()
+
+def autograd_cam(visual, x, text, n_fg, img_idx, tag_idx, rows):
+    "Scores' gradients at ln_1 of the last block, through open_clip's own forward."
+    block, grads, kept = visual.transformer.resblocks[-1], [], []
+    hook = block.ln_1.register_forward_hook(lambda mod, args, out: kept.append(out.requires_grad_()))
+    for i, t in zip(img_idx, tag_idx):
+        z = block(x[i:i+1])[:, rows]
+        u = (visual.ln_post(z.mean(1)) if visual.final_ln_after_pool else visual.ln_post(z).mean(1)) @ visual.proj
+        columns = sorted(tag_idx[img_idx == i].tolist()) + list(range(n_fg, len(text)))
+        p = (F.normalize(u, dim=-1) @ text[columns].T/.07).softmax(-1)[0, columns.index(int(t))]
+        grads.append(torch.autograd.grad(p, kept[-1])[0][0, 1:].mean(0))
+    hook.remove()
+    return torch.stack(grads)
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_tower(name):
+    clip, v = shrink(name), arch_config(name)["vision_cfg"]
+    tower, patch = FrozenCLIP(clip, name), v["patch_size"]
+    assert (tower.patch, tower.width, tower.heads, tower.n_blocks) == (patch, v["width"], v["width"]//v.get("head_width", 64), 3)
+
+    img = torch.randn(2, 3, 4*patch, 4*patch)                                          # the grid it was built for: open_clip's own features
+    z = tower.encode(img, 3).tokens[-1]
+    with torch.no_grad(): u = tower.image_vector(z[:, ROWS[tower.pools]]) @ tower.visual.proj
+    torch.testing.assert_close(u, clip.encode_image(img), rtol=1e-4, atol=1e-4)
+
+    text, (img_idx, tag_idx) = F.normalize(torch.randn(7, 32), dim=-1), pairs([[2, 0], [1]])
+    enc = tower.encode(torch.randn(2, 3, 3*patch + 5, 5*patch))                        # another grid, and pixels beyond the last patch
+    assert enc.grid == (3, 5)
+    for pool in ROWS if tower.pools == "cls" else ["patches"]:
+        cams = gradcam(tower, enc.tokens[-1], enc.grid, text[:4], text[4:], img_idx, tag_idx, pool)
+        want = autograd_cam(clip.visual, enc.tokens[-1], text, 4, img_idx, tag_idx, ROWS[pool])
+        assert cams.cam.shape == (3, 3, 5) and want.std() > 0
+        torch.testing.assert_close(cams.weights/want.std(), want/want.std(), rtol=1e-3, atol=1e-3)
+
+    classes = ClassSet("toy", tuple("abcd"), tuple("abcd"))
+    cfg = preset("voc", n_blocks=3, patch=patch, d=16, heads=2, layers=1, par_iters=1, long_side=4*patch + 3)
+    model = WeCLIP(tower, text[:4], text[4:], classes, cfg).eval()
+    assert cfg.n_feats == 2 and cfg.crop % patch == 0
+    with torch.no_grad(): out = model(img, [[2, 0], [1]])
+    assert out.logits.shape == (2, 5, 4, 4) and out.pseudo.shape == img.shape[::2][:1] + img.shape[2:] and len(out.tokens) == 2
+    photo = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    assert predict(model, photo, crf=False).shape == (61, 83)
+
+def test_a_tower_that_pools_patches_has_no_class_token_score():
+    tower = FrozenCLIP(shrink("ViT-L-14-CLIPA", layers=2))
+    with pytest.raises(ValueError, match="class token was not trained"):
+        WeCLIP(tower, torch.zeros(1, 32), torch.zeros(1, 32), ClassSet("toy", ("a",), ("a",)), preset("voc", n_blocks=2, patch=14, pool="cls"))
+
+# ---- how many blocks are read
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "The name of a narrow ViT-L/14 of 24 blocks, registered with open_clip."
+    path = tmp_path_factory.mktemp("arch")/"narrow-L-14.json"
+    path.write_text(json.dumps(dict(embed_dim=24, vision_cfg=dict(image_size=56, patch_size=14, width=48, head_width=16, layers=24), text_cfg=TEXT)))
+    open_clip.add_model_config(path)
+    return path.stem
+
+def test_blocks_read_of_a_deeper_tower(small, caplog):
+    assert build("random", arch=small).cfg.n_feats == 23 and not caplog.records       # without settings: for the tower
+    with caplog.at_level(logging.WARNING): model = build("random", preset("voc"), arch=small)
+    assert model.cfg.n_feats == len(model.decoder.mlps) == 11                         # with settings: as they are, and said
+    assert "11 of this tower's 24 blocks" in caplog.text and "n_blocks=24, patch=14" in caplog.text
+    assert preset("voc", "paper", n_blocks=24).n_feats == 24 and preset("voc", n_blocks=24, n_feats=7).n_feats == 7
+    with pytest.raises(ValueError, match="at most the encoder's 24 blocks, got 25"): build("random", preset("voc", n_feats=25), arch=small)
+
+def test_later_fields_rename_no_run():
+    assert run_name(preset("scenes", seed=1)) == "24856c245e" and run_name(Config()) == "f2e87176da"
+    assert len({run_name(preset("scenes", seed=1, **kw)) for kw in ({}, dict(amp="bf16"), dict(amp="fp16"), dict(clip_grad=1.))}) == 4
+
+# ---- the command
+
+@pytest.fixture(scope="module")
+def run(small, tmp_path_factory):
+    "A short training on a tower by name."
+    d = tmp_path_factory.mktemp("run"); root = write_scenes(d/"scenes", train=4, val=2, workers=1)
+    assert main(["train", str(root), "--train-split", "train", "--out", str(d/"out"), "--profile", "scenes", "--clip", "random", "--arch", small, "--device", "cpu",
+                 "--amp", "bf16", "--set", "iters=2", "switch=1", "warmup=1", "d=16", "layers=1", "heads=2", "bs=2", "par_iters=2"]) == 0
+    return root, d/"out"/"model.safetensors"
+
+def test_the_file_knows_its_tower(small, run, tmp_path, capsys):
+    root, path = run
+    about, _ = read_model(path)
+    assert about["arch"] == small and (about["config"]["n_feats"], about["config"]["crop"], about["config"]["amp"]) == (23, 112, "bf16")
+    assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(path), "--out", str(tmp_path), "--no-crf", "--device", "cpu"]) == 0
+    p = next((root/"JPEGImages").iterdir())
+    assert read_mask(tmp_path/f"{p.stem}.png", 9).shape == np.asarray(Image.open(p)).shape[:2]
+    capsys.readouterr()
+    assert main(["predict", str(p), "--checkpoint", str(path), "--clip", "tiny", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "it was trained on the backbone random" in capsys.readouterr().err
+
+def test_a_file_of_before_towers_had_names(tmp_path):
+    model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2)).eval()
+    about = describe(model); del about["arch"]
+    for field in ("amp", "clip_grad"): del about["config"][field]
+    write_model(tmp_path/"old.safetensors", about, model.decoder.state_dict())
+    again = load_model(tmp_path/"old.safetensors")
+    assert again.cfg == model.cfg and all(a.equal(b) for a, b in zip(again.parameters(), model.parameters()))
+
+# ---- folders and the Hub
+
+@pytest.fixture
+def offline(monkeypatch):
+    "Whoever opens a connection fails."
+    def refuse(*a, **kw): raise AssertionError("a connection was opened")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True); monkeypatch.setattr(socket.socket, "connect", refuse)
+
+def test_folder_round_trip_offline(run, tmp_path, offline, capsys):
+    root, path = run
+    (path.parent/"results.json").write_text(json.dumps(dict(miou=dict(single=.25, crf=.5), iou=dict(crf={"bird": .75}), n_val=2)))
+    assert main(["hub", "--checkpoint", str(path), "--out", str(tmp_path/"shared"), "--license", "mit"]) == 0
+    assert sorted(p.name for p in (tmp_path/"shared").iterdir()) == sorted(FILES)
+    card = (tmp_path/"shared"/"README.md").read_text()
+    for line in ("license: mit", "| 1 | bird | 75.0 |", "| scales + flip + DenseCRF | 50.0 |", "| `amp` | `bf16` | `off` |", "narrow-L-14, weights `random`"): assert line in card
+    a, b = load_model(path), from_pretrained(tmp_path/"shared")
+    assert a.cfg == b.cfg and a.classes == b.classes and all(x.equal(y) for x, y in zip(a.parameters(), b.parameters()))
+    picture = next((root/"JPEGImages").iterdir())
+    assert main(["predict", str(picture), "--checkpoint", str(tmp_path/"shared"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(picture), "--checkpoint", "hf:nobody/nothing", "--out", str(tmp_path/"masks"), "--device", "cpu"]) == 2
+    assert "nobody/nothing: expected a folder" in capsys.readouterr().err
+
+@pytest.mark.parametrize("change, says", [(dict(backbone="clip.pt"), "a file called 'clip.pt'"), (dict(backbone="random", arch="hf-hub:someone/model"), "expected one of"),
+                                          (dict(backbone="random", arch="local-dir:here"), "expected one of"), (dict(config=dict(os="system")), "unknown settings"),
+                                          (dict(format="weclip-9"), "weclip-9")])
+def test_a_description_from_elsewhere_opens_nothing(tmp_path, offline, change, says):
+    model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2))
+    folder = save_pretrained(model, tmp_path/"model")
+    about = {**json.loads((folder/"config.json").read_text()), **change}
+    write_model(folder/"model.safetensors", about, model.decoder.state_dict()); (folder/"config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=says): from_pretrained(folder)
+
+def test_machine_paths_stay_here(tmp_path):
+    model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2, classes="secret/place/mine.yaml"), SCENES)
+    folder = save_pretrained(model, tmp_path/"model", backbone="secret/place/ViT-B-16.pt")
+    assert not [f for f in FILES if b"secret" in (folder/f).read_bytes()]
+
+# ---- programs
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_program_of_a_tower(small, tmp_path, suffix, capsys):
+    if suffix == ".onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"): pytest.importorskip(package, reason="ONNX needs the onnx extra")
+    model = build("random", preset("scenes", d=16, layers=1, n_feats=2, long_side=0), arch=small)  # long_side 0: the network sees the picture's own pixels
+    photo = np.random.default_rng(1).integers(0, 256, (47, 74, 3), dtype=np.uint8)
+    with torch.no_grad(): model.decoder.pred.bias.sub_(model.eval().logits(preprocess(photo)[None]).mean((0, 2, 3)))  # no class wins everywhere
+    save_model(tmp_path/"model.safetensors", model)
+    assert main(["export", "--checkpoint", str(tmp_path/"model.safetensors"), "--out", str(tmp_path/f"m{suffix}"), "--device", "cpu"]) == 0
+    assert "100.00 %" in capsys.readouterr().out
+    want = predict(model.eval(), photo, scales=(1.,), flip=False, crf=False)
+    run = _program(tmp_path/f"m{suffix}")
+    logits, mask = run(photo[None])
+    assert logits.shape == (1, model.classes.n_classes, 3, 5) and mask.dtype == np.uint8 and (mask[0] == want).mean() > .999 and len(np.unique(mask)) > 1
+
+def _program(path):
+    "A program without this package: array in, arrays out."
+    if path.suffix == ".onnx":
+        import onnxruntime
+        session = onnxruntime.InferenceSession(str(path))
+        return lambda img: session.run(None, dict(img=img))
+    program = torch.export.load(path).module()
+    return lambda img: tuple(t.detach().numpy() for t in program(torch.from_numpy(img)))
+
+def test_a_program_that_differs_is_not_written(tmp_path, capsys):
+    assert main(["export", "--out", str(tmp_path/"m.pt2"), "--tol", "-1", "--device", "cpu"]) == 2
+    assert "not written" in capsys.readouterr().err and not list(tmp_path.iterdir())

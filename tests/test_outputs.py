@@ -1,0 +1,328 @@
+"""From a model to masks people use: exact round trips, real file kinds, batches, bounded memory, the package's front door, the page."""
+import gc, io, json, os, shutil, socket, subprocess, sys, tracemalloc
+from pathlib import Path
+
+import numpy as np, pytest, torch
+import torch.nn.functional as F
+from PIL import Image
+
+import weclip
+from weclip.classes import ClassSet
+from weclip.cli import main
+from weclip.config import preset
+from weclip.infer import predict, predict_stream
+from weclip.outputs import FORMATS, coco_annotations, geojson, polygons, writer
+from weclip.scenes import draw_scene
+from weclip.segmentation import Segmentation, cached_model, read_ahead, segment, segment_stream
+
+class Toy(torch.nn.Module):
+    "Classes by colour: red, blue, neither."
+    patch, classes = 8, ClassSet("toy", ("red", "blue"), ("red", "blue"))
+    def __init__(self, **settings):
+        super().__init__()
+        self.cfg, self.conv = preset("voc", **{"long_side": 0, "scales": (1.,), **settings}), torch.nn.Conv2d(3, 3, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([[0., 0, 0], [4, 0, -4], [-4, 0, 4]])[..., None, None])
+            self.conv.bias.copy_(torch.tensor([1., 0, 0]))
+    def logits(self, img): return self.conv(F.avg_pool2d(img, self.patch))
+
+# ---- one mask, three forms; the tolerance is none: every pixel comes back
+
+def masks():
+    "Masks with what breaks outlines and run lengths."
+    def put(hw, *spots):
+        m = np.zeros(hw, np.uint8)
+        for where, v in spots: m[where] = v
+        return m
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:60, :80]
+    r = np.hypot(y - 30, x - 40)
+    return dict(
+        empty=put((5, 7)), full=put((4, 6), (np.s_[:], 2)), one_pixel_picture=put((1, 1), (np.s_[:], 1)), row=put((1, 9), (np.s_[0, 2:5], 1)),
+        column=put((9, 1), (np.s_[8, 0], 1)), single_pixels=put((6, 6), ((2, 3), 1), ((0, 0), 1), ((5, 5), 2), ((0, 5), 2)),
+        border=put((8, 9), (np.s_[[0, -1]], 1), (np.s_[:, [0, -1]], 1)), hole=put((9, 9), (np.s_[1:8, 1:8], 1), (np.s_[3:5, 3:6], 0)),
+        island=put((11, 11), (np.s_[1:10, 1:10], 1), (np.s_[3:8, 3:8], 0), (np.s_[5, 5], 1)), filled_hole=put((9, 9), (np.s_[1:8, 1:8], 1), (np.s_[3:6, 3:6], 2)),
+        open_ring=put((3, 3), (np.s_[:], 1), ((1, 1), 0), ((2, 2), 0)), holes_that_touch=put((6, 6), (np.s_[:], 1), ((2, 2), 0), ((3, 3), 0)),
+        checkers=((y + x) % 2 + 1).astype(np.uint8)[:13, :14], noise=(rng.random((37, 53)) < .5).astype(np.uint8), three=rng.integers(0, 3, (40, 31)).astype(np.uint8),
+        rings=(r.astype(int) // 5 % 3).astype(np.uint8), scene=draw_scene(5).lbl % 3)
+
+MASKS = masks()
+
+def seg_of(ids): return Segmentation(np.zeros((*ids.shape, 3), np.uint8), ids, ("background", "red", "blue"))
+
+@pytest.mark.parametrize("ids", MASKS.values(), ids=MASKS.keys())
+def test_png_run_lengths_and_outlines_hold_the_same_mask(ids, tmp_path):
+    rle, shapely = pytest.importorskip("pycocotools.mask"), pytest.importorskip("shapely")
+    seg = seg_of(ids)
+    seg.save(tmp_path/"mask.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path/"mask.png")), ids)
+    runs, outlines = np.zeros_like(ids), np.zeros_like(ids)
+    for row in coco_annotations(seg, 1):
+        mask = rle.decode(row["segmentation"]).astype(bool)
+        y, x = np.nonzero(mask)
+        assert row["area"] == mask.sum() and row["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+        runs[mask] = row["category_id"]
+    y, x = np.mgrid[:ids.shape[0], :ids.shape[1]] + .5
+    for f in json.loads(json.dumps(geojson(seg)))["features"]:
+        shape = shapely.geometry.shape(f["geometry"])
+        assert shape.is_valid and shape.area == f["properties"]["pixels"] == (ids == f["properties"]["id"]).sum()
+        assert all(p.exterior.is_ccw and not any(h.is_ccw for h in p.interiors) for p in shape.geoms)  # RFC 7946
+        outlines[shapely.contains_xy(shape, x, y)] = f["properties"]["id"]
+    assert np.array_equal(runs, ids) and np.array_equal(outlines, ids)
+
+def test_outlines_know_their_holes():
+    assert [len(p) for p in polygons(MASKS["hole"] == 1)] == [2]
+    assert [len(p) for p in polygons(MASKS["holes_that_touch"] == 1)] == [3]          # two holes that share a corner
+    assert sorted(len(p) for p in polygons(MASKS["island"] == 1)) == [1, 2]           # the island is a polygon of its own
+    assert all(a != b for p in polygons(MASKS["noise"] == 1) for r in p for a, b in zip(r, r[1:]))
+
+def test_a_large_mask_costs_its_box():
+    mask = np.zeros((6000, 8000), bool); mask[5990:5995, 7000:7010] = True
+    polygons(mask[:9, :9])
+    tracemalloc.start(); found = polygons(mask); peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    assert found == [[[[7000, 5990], [7010, 5990], [7010, 5995], [7000, 5995], [7000, 5990]]]] and peak < 1e6
+
+def test_ids_without_names_are_refused():
+    with pytest.raises(ValueError, match="one per name"): seg_of(np.full((2, 2), 3, np.uint8))
+    with pytest.raises(ValueError, match="as the picture"): Segmentation(np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2), np.uint8), ("a",))
+
+def test_ignored_pixels_are_in_no_form():
+    seg = seg_of(np.array([[255, 1], [0, 255]], np.uint8))
+    assert seg.shares() == {"background": .25, "red": .25} and "255" not in seg._repr_html_().split("base64")[-1][-200:]
+    assert [f["properties"]["id"] for f in geojson(seg)["features"]] == [1] == [r["category_id"] for r in coco_annotations(seg, 1)]
+
+def test_coco_evaluation_finds_what_it_is_given(tmp_path, capsys):
+    "pycocotools as a stranger uses it: the file as truth, its rows as results."
+    coco_api, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    logits = torch.randn(3, 5, 5, generator=torch.manual_seed(0))
+    with writer(tmp_path, ("background", "red", "blue"), ("coco",)) as write:
+        for name, ids in MASKS.items(): write(f"photos/{name}.jpg", Segmentation(np.zeros((*ids.shape, 3), np.uint8), ids, ("background", "red", "blue"), None, logits))
+    truth = coco_api.COCO(str(tmp_path/"coco.json"))
+    assert [c["name"] for c in truth.dataset["categories"]] == ["red", "blue"]
+    assert {i["file_name"]: (i["height"], i["width"]) for i in truth.dataset["images"]} == {f"{k}.jpg": v.shape for k, v in MASKS.items()}
+    rows = truth.dataset["annotations"]
+    assert [r["id"] for r in rows] == [*range(1, len(rows) + 1)] and all(0 < r["score"] <= 1 for r in rows)
+    e = evaluation.COCOeval(truth, truth.loadRes(rows), "segm"); e.evaluate(); e.accumulate(); e.summarize()
+    assert e.stats[0] == 1.
+
+# ---- the command on files as people have them
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    "Landscape, portrait, grey, turned by its EXIF flag, one pixel, transparent, and two that are no pictures."
+    d, scene = tmp_path_factory.mktemp("photos"), Image.fromarray(draw_scene(0, (96, 160)).img)
+    scene.save(d/"landscape.jpg"); scene.transpose(Image.Transpose.ROTATE_90).save(d/"portrait.png"); scene.convert("L").save(d/"grey.png")
+    exif = Image.Exif(); exif[0x0112] = 6; scene.save(d/"turned.jpg", exif=exif)
+    Image.new("RGB", (1, 1)).save(d/"pixel.bmp"); Image.new("RGBA", (50, 40), (200, 0, 0, 100)).save(d/"glass.webp")
+    (d/"broken.jpg").write_bytes((d/"landscape.jpg").read_bytes()[:300]); (d/"text.png").write_text("no picture")
+    return d
+
+SIZES = dict(landscape=(96, 160), portrait=(160, 96), grey=(96, 160), turned=(160, 96), pixel=(1, 1), glass=(40, 50))
+
+@pytest.fixture(scope="module")
+def everything(photos, tmp_path_factory):
+    "All formats of all photos, their names on standard input."
+    out, old = tmp_path_factory.mktemp("masks"), sys.stdin
+    sys.stdin = io.StringIO("".join(f"{p}\n" for p in sorted(photos.iterdir())))
+    try: return out, main(["predict", "-", "--out", str(out), "--format", *FORMATS, "--confidence", "--no-crf", "--device", "cpu", "--batch", "3"])
+    finally: sys.stdin = old
+
+def test_unreadable_files_are_skipped_and_told(photos, everything, capsys):
+    assert everything[1] == 1
+    assert sorted(p.stem for p in everything[0].glob("*.png")) == sorted(SIZES)
+    assert main(["predict", str(photos/"broken.jpg"), str(photos/"pixel.bmp"), "--out", str(everything[0]/"again"), "--no-crf", "--device", "cpu"]) == 1
+    err = capsys.readouterr().err
+    assert "skipped" in err and "broken.jpg" in err and "Traceback" not in err
+
+@pytest.mark.parametrize("stem", SIZES)
+def test_masks_are_upright_and_of_the_pictures_size(photos, everything, stem):
+    out, file = everything[0], next(photos.glob(f"{stem}.*"))
+    seg = segment(file, cached_model(), crf=False)
+    mask, sure = (np.asarray(Image.open(out/d/f"{stem}.png")) for d in ("", "confidence"))
+    assert mask.shape == sure.shape == seg.shape == SIZES[stem] and sure.dtype == np.uint8
+    assert (mask != seg.ids).mean() < 1e-3 and np.abs(sure - 255*seg.confidence).max() < .51  # batches of 3 against one by one
+    assert json.loads((out/"polygons"/f"{stem}.geojson").read_text())["width"] == SIZES[stem][1]
+    with Image.open(out/"overlay"/f"{stem}.jpg") as im: assert im.width > SIZES[stem][1] and im.height >= SIZES[stem][0]
+
+def test_coco_file_agrees_with_the_masks(everything):
+    rle, doc = pytest.importorskip("pycocotools.mask"), json.loads((everything[0]/"coco.json").read_text())
+    assert {Path(i["file_name"]).stem: (i["height"], i["width"]) for i in doc["images"]} == SIZES
+    for i in doc["images"]:
+        ids, mask = np.zeros((i["height"], i["width"]), np.uint8), np.asarray(Image.open(everything[0]/f"{Path(i['file_name']).stem}.png"))
+        for row in doc["annotations"]:
+            if row["image_id"] == i["id"]: ids[rle.decode(row["segmentation"]).astype(bool)] = row["category_id"]
+        assert np.array_equal(ids, mask)
+
+@pytest.mark.parametrize("stdin, says", [("", "got none"), ("\n\n", "got none"), ("nowhere.jpg\n", "nowhere.jpg")])
+def test_mistakes_on_standard_input(stdin, says, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    assert main(["predict", "-", "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert says in err and "Traceback" not in err and not list(tmp_path.iterdir())
+
+def test_a_picture_is_never_overwritten_by_its_mask(photos, tmp_path, capsys):
+    shutil.copy(photos/"portrait.png", tmp_path); before = (tmp_path/"portrait.png").read_bytes()
+    assert main(["predict", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "would overwrite" in capsys.readouterr().err and (tmp_path/"portrait.png").read_bytes() == before
+
+def test_without_pycocotools(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    assert main(["predict", str(photos/"pixel.bmp"), "--out", str(tmp_path), "--format", "coco", "--device", "cpu"]) == 2
+    assert "pip install pycocotools" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+# ---- batches
+
+def test_batches_by_shape_equal_one_by_one():
+    model = cached_model(device="cpu")
+    samples = [(i, draw_scene(i, size).img) for i, size in enumerate([(128, 144), (144, 128), (128, 144), (128, 144), (144, 128)])]
+    calls, real = [], model.logits
+    one = list(predict_stream(model, samples, crf=False, logits=True))
+    try:
+        model.logits = lambda img: (calls.append(len(img)), real(img))[1]
+        many = list(predict_stream(model, samples, crf=False, logits=True, batch=5))
+    finally: del model.logits
+    views = 2 if model.cfg.tta_flip else 1
+    assert sorted(calls) == sorted([views*3, views*2]*len(model.cfg.scales))
+    for (k, a, x), (j, b, y) in zip(one, many):
+        assert k == j and (a != b).mean() < 1e-3
+        torch.testing.assert_close(x, y, atol=1e-4*float(x.abs().max()), rtol=0)
+
+# ---- memory
+
+def memory_over(n, out, keep=None):
+    "Traced bytes and resident bytes after each picture of a stream through every writer."
+    files = [out/f"{i}.png" for i in range(n)]
+    rng, rows = np.random.default_rng(0), []
+    for f in files[:8]: Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(f)
+    samples = ((i, image) for i, (_, image) in enumerate(read_ahead((files[i % 8] for i in range(n)), [])))
+    tracemalloc.start()
+    with writer(out/"masks", Toy.classes.names, FORMATS, with_confidence=True) as write:
+        for i, seg in segment_stream(Toy(), samples, crf=False, batch=4):
+            write(f"{i % 8}.png", seg)
+            if keep is not None: keep.append(seg)
+            if i % 20 == 19:
+                gc.collect()
+                rows.append((i, tracemalloc.get_traced_memory()[0], int(Path("/proc/self/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")))
+    tracemalloc.stop()
+    return np.array(rows).T
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    "The slope after a warm-up, in bytes per picture; a picture with its mask and confidence is 10 kB."
+    slope = lambda n, bytes: np.polyfit(n, bytes, 1)[0]
+    n, traced, resident = memory_over(400, tmp_path)[:, 5:]
+    assert slope(n, traced) < 300 and slope(n, resident) < 3000, (slope(n, traced), slope(n, resident))
+    doc = json.loads((tmp_path/"masks"/"coco.json").read_text())
+    assert len(doc["images"]) == 400 and len(doc["annotations"]) >= 400
+    n, traced, _ = memory_over(200, tmp_path, keep=[])[:, 5:]
+    assert slope(n, traced) > 3000                                                     # what a stream that forgets nothing would show
+
+def test_reading_ahead_is_bounded(tmp_path):
+    asked = []
+    for i in range(9): Image.new("RGB", (2, 2)).save(tmp_path/f"{i}.png")
+    pictures = read_ahead(((asked.append(i), tmp_path/f"{i}.png")[1] for i in range(9)), [], ahead=3)
+    for n in range(5): next(pictures); assert len(asked) <= n + 4
+    pictures.close()
+    assert len(asked) <= 8
+
+# ---- the front door
+
+def test_import_is_light():
+    code = "import weclip, sys; weclip.__version__; dir(weclip); sys.exit(bool({'torch', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+def test_front_door():
+    assert weclip.predict is segment and weclip.Segmentation is Segmentation and {"predict", "Segmentation"} <= set(dir(weclip))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"): getattr(weclip, "nothing")  # noqa: B009
+    with pytest.raises(ImportError): from weclip import nothing  # noqa: F401
+
+def test_predict_takes_every_kind_of_picture(tmp_path):
+    scene = draw_scene(2); Image.fromarray(scene.img).save(tmp_path/"scene.png")
+    kinds = [weclip.predict(x, crf=False) for x in (scene.img, Image.fromarray(scene.img), tmp_path/"scene.png", str(tmp_path/"scene.png"))]
+    want = predict(cached_model(), scene.img, crf=False)
+    for seg in kinds: assert np.array_equal(seg, want) and np.array_equal(seg.image, scene.img)
+    toy = weclip.predict(np.full((9, 30, 3), (200, 0, 0), np.uint8), Toy(), crf=False)
+    assert (toy == 1).all() and toy.names == ("background", "red", "blue") and toy.confidence.min() > .9
+
+def test_a_model_is_read_once_until_its_file_changes(tmp_path):
+    from weclip.segmentation import SHIPPED
+    shutil.copy(SHIPPED, tmp_path/"model.safetensors")
+    first = cached_model(tmp_path/"model.safetensors")
+    assert cached_model(str(tmp_path/"model.safetensors")) is first
+    os.utime(tmp_path/"model.safetensors", (1, 1))
+    assert cached_model(tmp_path/"model.safetensors") is not first
+
+def test_drawn_scenes_with_the_shipped_decoder():
+    "One object each; the shipped decoder finds it and names it."
+    def iou(seed):
+        scene = draw_scene(seed); ids = np.asarray(weclip.predict(scene.img, crf=False))
+        return ((ids == scene.lbl) & (scene.lbl > 0)).sum()/((ids > 0) | (scene.lbl > 0)).sum()
+    assert np.mean([iou(s) for s in (2, 3, 4, 6, 9, 10, 11)]) > .5
+
+def test_a_mask_is_an_array():
+    seg = seg_of(MASKS["three"])
+    ids = MASKS["three"]
+    assert np.array_equal(seg + 1, ids + 1) and np.array_equal(seg == 2, ids == 2) and ((2 == seg) == (ids == 2)).all()
+    assert np.array_equal(np.asarray(seg, np.int64), ids) and np.array_equal(seg[5:9, ::2], ids[5:9, ::2]) and len(seg) == len(ids)
+    assert np.array_equal(np.bincount(np.ravel(seg)), np.bincount(ids.ravel()))
+    assert (seg == seg).all() and np.mean(seg) == ids.mean()
+
+def test_jupyter_shows_names_as_text():
+    ids = np.array([[0, 1]], np.uint8)
+    html = Segmentation(np.zeros((1, 2, 3), np.uint8), ids, ("background", '<img src="http://x">')) ._repr_html_()
+    assert "&lt;img" in html and "http://x" in html and html.count("<img ") == 2 and 'src="http' not in html
+    png = Image.open(io.BytesIO(seg_of(MASKS["rings"])._repr_png_()))
+    assert png.format == "PNG" and png.width > 2*80 and "IPython" not in Path(sys.modules["weclip.segmentation"].__file__).read_text()
+
+def test_large_pictures_are_shown_small():
+    big = Segmentation(np.zeros((1500, 3000, 3), np.uint8), np.zeros((1500, 3000), np.uint8), ("background",))
+    assert len(big._repr_html_()) < 50_000 and Image.open(io.BytesIO(big._repr_png_())).width < 900
+
+# ---- the page
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    pytest.importorskip("gradio", reason="Gradio is not installed (pip install '.[app]')")
+    patch = pytest.MonkeyPatch(); patch.setenv("WECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    from weclip.app import serve
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    blocks = serve(cached_model(device="cpu"), port=port, wait=False)
+    yield f"http://127.0.0.1:{port}/", port
+    blocks.close(); patch.undo()
+
+def test_page_answers(served, photos, tmp_path):
+    from gradio_client import Client, handle_file
+    from weclip.app import EXAMPLES, answer
+    scene = draw_scene(EXAMPLES[0]); Image.fromarray(scene.img).save(tmp_path/"scene.png")
+    tags = sorted({name for name, _ in scene.objects})
+    client = Client(served[0], verbose=False)
+    cam, refined, pseudo, key, predicted, names = client.predict(handle_file(str(tmp_path/"scene.png")), tags, api_name="/segment")
+    want = answer(cached_model(device="cpu"), tmp_path/"scene.png", tags)
+    for path, a in ((cam, want[0]), (refined, want[1]), (pseudo, want[2]), (predicted, want[4])):
+        with Image.open(path) as im: assert np.abs(np.asarray(im.convert("RGB").resize(a.shape[1::-1], 0)).astype(int) - a).mean() < 6  # sent as WebP
+    assert (key, names) == (want[3], want[5]) and "background" in key
+    assert client.predict(handle_file(str(tmp_path/"scene.png")), [], api_name="/segment")[:2] == (None, None)
+    with Image.open(client.predict(handle_file(str(photos/"turned.jpg")), [], api_name="/segment")[4]) as im: assert im.height > im.width
+    half = (photos/"landscape.jpg").read_bytes(); (tmp_path/"cut.jpg").write_bytes(half[:len(half)//2])
+    for file, says in ((tmp_path/"cut.jpg", "cannot be decoded"), (photos/"text.png", "cannot identify")):
+        with pytest.raises(Exception, match=says): client.predict(handle_file(str(file)), [], api_name="/segment")
+
+def test_a_taken_port_is_told(served):
+    from weclip.app import serve
+    with pytest.raises(ValueError, match="free port"): serve(cached_model(device="cpu"), port=served[1], wait=False)
+
+def test_page_in_a_browser(served, tmp_path):
+    "Opened, an example clicked, segmented; nothing asked of any other machine."
+    from chrome import Browser
+    from weclip.app import EXAMPLES
+    with Browser() as b:
+        b.open(served[0])
+        b.until("document.querySelectorAll('tr').length > 2 && document.body.innerText.includes('Segment')")
+        b.js("document.querySelectorAll('tr')[1].click()")
+        b.until(f"document.querySelectorAll('img[src*=scene{EXAMPLES[0]}]').length > 1")
+        b.js("[...document.querySelectorAll('button')].find(e => e.innerText.trim() == 'Segment').click()")
+        b.until("/background [0-9.]+%[^]*background [0-9.]+%/.test(document.body.innerText)")
+        b.screenshot(tmp_path/"page.png")
+        assert Image.open(tmp_path/"page.png").convert("RGB").getcolors(256) is None
+        assert b.js("document.documentElement.scrollWidth <= innerWidth")
+        assert not b.errors() and {u.split("/")[2] for u in b.requests() if u.startswith("http")} == {f"127.0.0.1:{served[1]}"}

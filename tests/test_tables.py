@@ -1,0 +1,166 @@
+"""What stands behind every table: distinct runs, the paper's numbers, results told from holes, and one table from nothing to its page."""
+import ast, json, os
+from pathlib import Path
+
+import pytest
+
+from weclip.compare import put_between, show, summary, verdicts
+from weclip.config import MENDED, PAPER, PROFILES, to_dict
+from weclip.tables import (BLIND, CODE, DIFFERENCES, DRAWN, GRID, QUICK, QUICK_SIZES, SNAPSHOTS, TABLES, base, code_digest, collect, expected_minutes, keeps_features,
+                           plan, read_mode, read_results, run_config, run_parameters, syntax)
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT/"experiments"
+
+def cells(name): return json.loads((EXPERIMENTS/name).read_text(encoding="utf-8"))["cells"]
+def parameters(name):
+    tagged = [c for c in cells(name) if "parameters" in c["metadata"].get("tags", ())]
+    assert len(tagged) == 1, f"{name}: expected one cell tagged parameters, got {len(tagged)}"
+    return {t.id for s in ast.parse("".join(tagged[0]["source"])).body for t in s.targets}
+
+# ---- the plan
+
+def test_rows_that_are_one_run_are_trained_once():
+    runs = plan(["table1", "table3", "table4", "table5", "table6", "figure3", "figure4"], seeds=(1, 2))
+    full = [r for r in runs if "table1: WeCLIP" in r.used_by]
+    assert [r.seed for r in full] == [1, 2]
+    assert {"table3: WeCLIP", "table4: decoder + RFM", "table5: 3 layers", "table6: A_f G A_s"} <= set(full[0].used_by)
+    assert len(runs) == 2*(1 + 1 + 4 + 4)  # full, unrefined, four depths, four maps
+    assert set(full[0].scores) == {(s, m) for s in ("val", "test") for m in ("ms", "crf")} | {("val", "pseudo")}
+    assert full[0].files == ("model.safetensors", *(f"snapshot-{round(s*GRID['iters']):06d}.safetensors" for s in SNAPSHOTS), "masks/ms") and not full[1].files
+
+def test_a_run_keeps_the_same_snapshots_whichever_table_asks():
+    "Otherwise a run that Table 4 has finished could not serve Figure 3."
+    assert {r.snapshots for t in ("table1", "table4", "figure3", "ours1") for r in plan([t], seeds=(1,)) if r.settings == GRID} == {(30, 120, 210)}
+
+def test_rows_that_change_evaluation_are_scores_of_the_full_run():
+    full = next(r for r in plan(["ours1"], seeds=(1,)) if "ours1: released code" in r.used_by)
+    assert {"ours1: not mirrored", "ours1: own size", "ours1: sizes rounded to whole patches"} <= set(full.used_by)
+    assert {read_mode(m)[1].popitem() for _, m in full.scores if ":" in m} == {("tta_flip", False), ("long_side", 0), ("round_to", 16)}
+
+def test_differences_cover_the_recipes():
+    "Every field in which a recipe differs is one row of its own; n_static is not read where the paper's switch is 0."
+    single = {k for _, settings, _ in DIFFERENCES if len(settings) == 1 for k in settings}
+    assert {*PAPER, *MENDED} - {"n_static"} <= single and {"signed", "dropout", "par_iters"} <= single
+
+@pytest.mark.parametrize("profile", ["scenes", "voc", "coco"])
+def test_plans_of_all_profiles(profile):
+    runs = plan((), profile, seeds=(1,))
+    assert len({r.name for r in runs}) == len(runs) and all(r.scores or r.used_by == ("table3: WeCLIP",) for r in runs)
+    quick = plan((), profile, quick=True)
+    assert len(quick) == len(plan((), profile, seeds=(1,), quick=True)) <= len(runs) and {r.sizes for r in quick} == {QUICK_SIZES}
+    assert not {r.name for r in quick} & {r.name for r in runs} and all(run_config(r).iters == QUICK["iters"] for r in quick)
+
+def test_photographs_run_as_the_paper_says():
+    voc, coco = run_config(plan(["table1"], "voc", seeds=(1,))[0]), run_config(plan(["table2"], "coco", seeds=(1,))[0])
+    assert (voc.iters, voc.bs, voc.crop, coco.iters, coco.bs) == (30_000, 4, 320, 80_000, 8)
+    assert BLIND["voc"] == ("test",) and plan(["table1"], "voc", seeds=(1,))[0].sizes == ()
+
+def test_features_are_kept_where_rows_share_them():
+    kept = {r.used_by[0] for r in plan(seeds=(1,)) if not keeps_features(r)}
+    assert kept == {"table2: WeCLIP", *(f"ours1: {x}" for x in ("12 blocks to the decoder", "10 blocks to the decoder", "last 10 attention maps", "ImageNet's normalisation",
+                                                                  "all of the paper's choices"))}
+    assert sum(map(expected_minutes, plan())) < 2*180
+
+# ---- the paper's numbers, a few typed a second time
+
+@pytest.mark.parametrize("table, label, paper", [
+    ("table1", "BECO", {"val + CRF": 73.7, "test + CRF": 73.5}), ("table1", "S-BCE", {"val + CRF": 68.1, "test + CRF": 70.4}),
+    ("table1", "TSCD", {"val + CRF": 67.3, "test + CRF": 67.5}), ("table1", "WeCLIP", {"val": 74.9, "val + CRF": 76.4, "test": 75.2, "test + CRF": 77.2}),
+    ("table2", "SIPE", {"val + CRF": 43.6}), ("table2", "SLRNet", {"val + CRF": 35.0}), ("table2", "WeCLIP", {"val": 46.4, "val + CRF": 47.1}),
+    ("table3", "ToCo", {"training, h": 4, "memory, GiB": ">24"}), ("table3", "WeCLIP", {"training, h": 4.5, "memory, GiB": 6.2}),
+    ("table7", "SegNeXt", {"learnable, M": 13.9, "test": 85.3}), ("table7", "WeCLIP", {"learnable, M": 5.7, "val": 81.6, "test": 81.1})])
+def test_published(table, label, paper):
+    assert next(r for r in TABLES[table].rows if r.label.startswith(label)).paper == paper
+
+def test_published_ablations():
+    values = {t: [r.paper["val"] for r in TABLES[t].rows] for t in ("table4", "table5", "table6")}
+    assert values == {"table4": [68.7, 74.9], "table5": [73.2, 74.4, 74.9, 72.6, 70.3], "table6": [65.7, 71.8, 72.3, 74.3, 74.9]}
+    assert [len([r for r in TABLES[t].rows if r.settings is None]) for t in ("table1", "table2")] == [24, 18]
+    for t in ("table4", "table5", "table6"): assert [r.label for r in TABLES[t].rows if r.settings in ({}, dict(layers=3))] and max(values[t]) == 74.9
+
+# ---- results and holes
+
+@pytest.fixture
+def results(tmp_path):
+    for r in plan(["table4"], seeds=(1, 2)):
+        miou = (.3 if "refine" in r.settings else .5) + r.seed/100
+        facts = dict(config=to_dict(run_config(r)), seed=r.seed, code=code_digest(), train_minutes=2, peak_gib=1., n_learnable=1)
+        (tmp_path/f"{r.name}.json").write_text(json.dumps(dict(**facts, scores={f"{s}/{m}": dict(miou=miou) for s, m in r.scores})))
+    return tmp_path
+
+def damage(path, how):
+    r = json.loads(path.read_text())
+    path.write_text(path.read_text()[:-20] if how == "cut" else "[]" if how == "list" else json.dumps(how(r) or r))
+
+@pytest.mark.parametrize("how, reason", [
+    ("cut", "damaged"), ("list", "damaged"), (lambda r: r.pop("peak_gib") and None, "damaged"), (lambda r: r["scores"].update({"val/ms": dict(miou="50")}), "damaged"),
+    (lambda r: r.update(code="0"*12), "stale"), (lambda r: r["config"].update(wd=1.), "stale"), (lambda r: r["scores"].pop("val/ms") and None, "missing")])
+def test_stale_damaged_and_missing_are_told_apart(results, how, reason):
+    runs = plan(["table4"], seeds=(1, 2)); bad = runs[0]
+    damage(results/f"{bad.name}.json", how)
+    read = read_results(results, runs)
+    assert read[bad.name].startswith(reason) and (reason == "missing" or f"{bad.name}.json" in read[bad.name])
+    assert all(isinstance(read[r.name], dict) for r in runs[1:])  # one bad file spoils no other
+    cell = collect("table4", seeds=(1, 2), folder=results)[0]
+    assert (cell["n"], list(cell["values"])) == (1, [2]) and cell["hole"].startswith(f"seed 1: {reason}")
+    assert f"- {reason}" in show("table4", seeds=(1, 2), folder=results)
+
+def test_files_of_a_figure_are_looked_for_only_if_asked(results, tmp_path):
+    run = plan(["figure4"], seeds=(1,))[0]
+    assert isinstance(read_results(results, [run])[run.name], dict)
+    assert read_results(results, [run], tmp_path/"runs")[run.name] == f"missing: {run.name}/masks/ms"
+    (tmp_path/"runs"/run.name/"masks"/"ms").mkdir(parents=True)
+    assert isinstance(read_results(results, [run], tmp_path/"runs")[run.name], dict)
+
+def test_verdicts_use_the_spread(results):
+    assert "**Appears** (1 of 1): decoder + RFM over decoder" in verdicts("table4", seeds=(1, 2), folder=results)
+    assert "**Not resolved**" in verdicts("table4", seeds=(1,), folder=results)  # one seed has no spread
+    assert "| 74.9 | 51.5 ± 0.7 | -23.4 |" in summary(seeds=(1, 2), folder=results)
+
+def test_digest_is_of_all_that_a_number_can_depend_on():
+    "The modules that the job imports, and those they import; left out are settings, which name the run, and what only shows or plans."
+    def uses(module):
+        tree = ast.parse((ROOT/"weclip"/f"{module}.py").read_text(encoding="utf-8"))
+        return {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
+    seen, todo = set(), {"job"}
+    while todo: m = todo.pop(); seen.add(m); todo |= uses(m) - seen
+    assert seen - set(CODE) == {"config", "viz", "bench", "tables"} and set(CODE) <= seen
+    assert syntax(ast.parse("x = f(1)  # a")) == syntax(ast.parse("x = f(\n    1)")) != syntax(ast.parse("x = f(2)"))
+    assert "Constant" not in json.dumps(syntax(ast.parse("f'{a:{b}}'")))  # Python 3.12.0 and 3.12.1 put an empty text behind {b}
+
+# ---- the notebooks
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda t: t.name)
+def test_notebooks_take_the_parameters(table):
+    assert {"profile", "seeds", "recipe", "results", "out", "root", "device", "quick"} <= parameters(table.notebook)
+
+def test_a_run_takes_what_is_planned():
+    assert set(run_parameters(plan(["table1"], seeds=(1,))[0])) <= parameters("01_run.ipynb")
+
+def test_profiles_have_data():
+    assert set(DRAWN) <= set(PROFILES) and {p for t in TABLES.values() for p in t.data.values()} <= set(PROFILES)
+    assert base("scenes12").classes == "scenes12"
+
+def test_readme_has_the_block():
+    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    assert put_between(text, "new", "results").count("new\n<!-- /results -->") == 1
+
+def test_one_table_from_nothing_to_its_page(tmp_path, monkeypatch):
+    "Both trainings of Table 4 in next to no time, then its page and the results page."
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"cache")); monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    where = dict(results=str(tmp_path/"results"), out=str(tmp_path/"runs"))
+    runs = plan(["table4", "figure4"], quick=True)
+    assert set(read_results(where["results"], runs).values()) == {"missing"}
+    for r in runs: papermill.execute_notebook(EXPERIMENTS/"01_run.ipynb", tmp_path/f"{r.name}.ipynb", run_parameters(r, **where), progress_bar=False)
+    read = read_results(where["results"], runs, where["out"])
+    assert all(isinstance(r, dict) for r in read.values()), read
+    assert json.loads((tmp_path/"runs"/runs[0].name/"progress.json").read_text())["stage"] == "done"
+    readme = tmp_path/"README.md"; readme.write_text("# x\n<!-- results -->\n<!-- /results -->\n")
+    for name, more in dict(table4={}, figure4={}, results=dict(readme=str(readme))).items():
+        papermill.execute_notebook(EXPERIMENTS/f"{name}.ipynb", tmp_path/f"{name}.ipynb", dict(quick=True, **where, **more), progress_bar=False)
+    page = (tmp_path/"table4.ipynb").read_text(encoding="utf-8")
+    mean = next(c["mean"] for c in collect("table4", folder=where["results"], quick=True) if c["label"] == "decoder + RFM" and c["column"] == "val")
+    assert f"| decoder + RFM | 74.9 | {mean:.1f}" in page and "No row has two seeds" in page
+    assert f"Table 4](experiments/table4.ipynb), decoder + RFM | 74.9 | {mean:.1f}" in readme.read_text()
