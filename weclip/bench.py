@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TAGS', 'TINY', 'QUICK', 'SIZES', 'MANY', 'TARGETS', 'AUTHORS', 'training_batch', 'inputs', 'stages', 'plain_stages',
-           'encoders', 'prediction', 'noisy_probabilities', 'crfs', 'masked', 'crf_cost', 'measure', 'pictures',
-           'images_per_second', 'loading', 'sweep', 'accelerator', 'bench', 'device_name', 'used_gib', 'report']
+           'encoders', 'prediction', 'drawn', 'noisy_probabilities', 'crfs', 'masked', 'crf_cost', 'measure',
+           'pictures', 'images_per_second', 'loading', 'sweep', 'accelerator', 'bench', 'device_name', 'used_gib',
+           'report']
 
 # %% ../nbs/18_bench.ipynb #58e6b26a
 from pathlib import Path
@@ -114,6 +115,14 @@ def prediction(model:WeCLIP,    # of `inputs`
     return {"prediction": run, "prediction's encoder": lambda: [model.clip.encode(x, model.cfg.n_feats) for x in seen]}
 
 # %% ../nbs/18_bench.ipynb #9bfe5884
+def drawn(seed:int, # any
+          size      # (H, W), pixels, at most 512 each
+    )->tuple:       # picture (H, W, 3) and mask (H, W), uint8
+    "Four scenes in one picture."
+    half, join = tuple(-(-n//2) for n in size), lambda a: np.concatenate([np.concatenate(a[:2], 1), np.concatenate(a[2:], 1)])[:size[0], :size[1]]
+    scenes = [draw_scene((seed, k), half) for k in range(4)]
+    return join([s.img for s in scenes]), join([s.lbl for s in scenes])
+
 def noisy_probabilities(mask:np.ndarray,  # class ids, 255 unknown, (H, W)
                         n_classes:int=21, # with background
                         seed:int=0,       # of everything that is drawn
@@ -143,7 +152,7 @@ def masked(data,   # VOC folder; None: draw them
            size    # (H, W) of drawn ones, pixels
     )->list:       # of (picture, mask), uint8
     "Pictures with masks."
-    if data is None: return [(s.img, s.lbl) for s in (draw_scene(i, size) for i in range(n))]
+    if data is None: return [drawn(i, size) for i in range(n)]
     voc = open_data(data, "val", VOC.classes, tags_from=None, with_masks=True)
     return [voc.read(i) for i in voc.ids[:n]]
 
@@ -174,7 +183,7 @@ def pictures(n:int,         # how many
     )->SegData:             # of random crops, with one tag each
     "Drawn pictures to load."
     files = {f"{i}": Path(folder)/f"{i}.jpg" for i in range(n)}
-    for i, path in files.items(): Image.fromarray(draw_scene(int(i), size).img).save(path, quality=92)
+    for i, path in files.items(): Image.fromarray(drawn(int(i), size)[0]).save(path, quality=92)
     return SegData(files, {i: [int(i) % len(VOC.classes)] for i in files}, VOC.classes, crop=320)
 
 def images_per_second(data:SegData,  # with a crop
@@ -258,10 +267,11 @@ def bench(device="cpu",     # where to compute
     unit = lambda s: t["prediction's encoder" if s.startswith("prediction") else "encoder"]
     table = [dict(stage=s, ratio=t[s]/unit(s), authors=AUTHORS.get(s), seconds=t[s], plain_seconds=t_plain.get(s), mib=mib[s], plain_mib=mib_plain.get(s)) for s in t]
     fast = accelerator(model, batch) if torch.device(device).type == "cuda" else (None,)*3
-    load = loading(data, (60, 80) if quick else (375, 500), 1 if quick else 8)
+    hw = (128, 160) if quick else (375, 500)
+    load = loading(data, hw, 1 if quick else 8)
     values = [t["iteration"]/t["encoder"], t["PAR"]/t["encoder"], t["GradCAM"]/t["encoder"], t["encoder, static maps"]/t["encoder, open_clip"],
               t["prediction"]/t["prediction's encoder"], mib["iteration"]/mib_plain["iteration"],
-              *crf_cost(masked(data, 2 if quick else 10, (60, 80) if quick else (375, 500)), **how), load[0]*t["iteration"]/len(batch.img), load[1], *fast]
+              *crf_cost(masked(data, 2 if quick else 10, hw), **how), load[0]*t["iteration"]/len(batch.img), load[1], *fast]
     sides, many, side = ((32, 48), (1, 2), 32) if quick else (SIZES, MANY, 320)
     sizes = sweep(model, sides, many, side, device, **few)
     setup = dict(device=device_name(device), threads=threads or torch.get_num_threads(), torch=torch.__version__, repeats=repeats, size=size,
