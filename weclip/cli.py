@@ -443,7 +443,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--push", metavar="USER/NAME", help="repository to send it to"); s.add_argument("--public", action="store_true", help="a new repository is for all")
     s = command("export", cmd_export, "", "file to write, .pt2 or .onnx"); trained(s)
     s.add_argument("--tol", type=float, default=1e-4, help="largest difference that passes, relative to the largest logit (%(default)s)")
-    s = command("bench", cmd_bench, what="JSON file to write"); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
+    s = command("bench", cmd_bench, what="JSON file to write, and the report beside it as .md"); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
     s.add_argument("--data", help="VOC folder with masks whose pictures are loaded and sharpened instead of drawn ones")
     s.add_argument("--quick", action="store_true", help="a tiny encoder, to see that everything runs")
