@@ -205,13 +205,13 @@ def pictures(n:int,         # how many
 def images_per_second(data:SegData,  # with a crop
                       bs:int,        # pictures per batch
                       workers:int,   # processes
-                      repeats:int=7  # how often the queue is emptied four times
+                      repeats:int=7  # how often twice the queue's length is taken
     )->float:                        # median
     "Throughput of the loader alone."
     feed, queue = batches(data, bs, workers=workers), 2*max(1, workers)
-    for _ in range(2*queue): next(feed)
+    for _ in range(queue): next(feed)  # what the workers had ready
     timer = Timer("next(feed)", globals=dict(feed=feed))
-    return bs/median(timer.timeit(4*queue).median for _ in range(repeats))
+    return bs/median(timer.timeit(2*queue).median for _ in range(repeats))
 
 def loading(data,         # VOC folder; None: draw pictures
             size,         # (H, W) of drawn ones, pixels
@@ -278,9 +278,9 @@ def bench(device="cpu",     # where to compute
     "Cost of an iteration and of a prediction against the frozen encoder, and of each stage against its plain form."
     if out and Path(out).suffix != ".json": raise ValueError(f"out: expected a name that ends in .json, got {str(out)!r}")
     (model, batch, image), how, hw = inputs(quick, size, device), dict(threads=threads, repeats=repeats), (128, 160) if quick else (375, 500)
-    load, crf = loading(data, hw, repeats), crf_cost(masked(data, 2 if quick else 10, hw), repeats=repeats)
     model.train()
     fs, plain = {**stages(model, batch), **encoders(model, batch), **prediction(model, image)}, plain_stages(model, batch)
+    load, crf = loading(data, hw, repeats), crf_cost(masked(data, 2 if quick else 10, hw), repeats=repeats)
     seen, t_plain = rounds(fs, **how), measure(plain, **how)
     t, (mib, mib_plain) = {s: median(x) for s, x in seen.items()}, ({k: peak_bytes(f)/2**20 for k, f in x.items()} for x in (fs, plain))
     table = [_row(s, seen, t, t_plain, mib, mib_plain) for s in t]
