@@ -6,7 +6,7 @@ from time import sleep
 
 import pytest, torch
 from torch.profiler import ProfilerActivity, profile
-from weclip.bench import TARGETS, bench, inputs, measure, prediction, report, rounds, stages
+from weclip.bench import TARGETS, bench, conditions, inputs, measure, prediction, report, rounds, stages, target_table
 from weclip.memory import peak_bytes
 from weclip.train import optimiser, train_step
 
@@ -78,6 +78,15 @@ def test_rows_and_report(tmp_path):
     assert stage_table.count("\n") == len(stages) + 1 and all(line.count("|") == 9 for line in stage_table.splitlines())
     assert "threads: 1;" in setup and "48x48" in setup and "--device cuda" in setup and f"torch {torch.__version__}" in setup
     assert path.with_suffix(".md").read_text(encoding="utf-8").count("\n## cpu\n") == 1
+
+def test_pages_tell_what_was_measured():
+    "The stored report and the README's table are those of the stored numbers."
+    root = Path(__file__).resolve().parents[1]
+    known = json.loads((root/"nbs"/"measured.json").read_text(encoding="utf-8"))
+    assert known["cpu"]["setup"]["encoder"] == "ViT-B/16" and known["cpu"]["setup"]["repeats"] >= 7
+    for result in known.values(): assert report(result) in (root/"nbs"/"measured.md").read_text(encoding="utf-8")
+    told = (root/"README.md").read_text(encoding="utf-8").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    assert told.strip() == f"{target_table(known['cpu'])}\n\n({conditions(known['cpu'])})"
 
 def test_memory_is_a_count():
     "The same twice, and close to what the allocator hands out."
