@@ -1,9 +1,10 @@
-"""What stands behind every table: distinct runs, the paper's numbers, results told from holes, and one table from nothing to its page."""
-import ast, json, os
+"""What stands behind every table: distinct runs, the paper's numbers, results told from holes. `grid.py` runs all tables from nothing to their pages."""
+import ast, json
 from pathlib import Path
 
 import pytest
 
+from grid import HOLES, unfinished
 from weclip.compare import put_between, show, summary, verdicts
 from weclip.config import MENDED, PAPER, PROFILES, to_dict
 from weclip.tables import (BLIND, CODE, DIFFERENCES, DRAWN, GRID, QUICK, QUICK_SIZES, SNAPSHOTS, TABLES, base, code_digest, collect, expected_minutes, keeps_features,
@@ -146,21 +147,19 @@ def test_readme_has_the_block():
     text = (ROOT/"README.md").read_text(encoding="utf-8")
     assert put_between(text, "new", "results").count("new\n<!-- /results -->") == 1
 
-def test_one_table_from_nothing_to_its_page(tmp_path, monkeypatch):
-    "Both trainings of Table 4 in next to no time, then its page and the results page."
-    papermill = pytest.importorskip("papermill")
-    monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"cache")); monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    where = dict(results=str(tmp_path/"results"), out=str(tmp_path/"runs"))
-    runs = plan(["table4", "figure4"], quick=True)
-    assert set(read_results(where["results"], runs).values()) == {"missing"}
-    for r in runs: papermill.execute_notebook(EXPERIMENTS/"01_run.ipynb", tmp_path/f"{r.name}.ipynb", run_parameters(r, **where), progress_bar=False)
-    read = read_results(where["results"], runs, where["out"])
-    assert all(isinstance(r, dict) for r in read.values()), read
-    assert json.loads((tmp_path/"runs"/runs[0].name/"progress.json").read_text())["stage"] == "done"
-    readme = tmp_path/"README.md"; readme.write_text("# x\n<!-- results -->\n<!-- /results -->\n")
-    for name, more in dict(table4={}, figure4={}, results=dict(readme=str(readme))).items():
-        papermill.execute_notebook(EXPERIMENTS/f"{name}.ipynb", tmp_path/f"{name}.ipynb", dict(quick=True, **where, **more), progress_bar=False)
-    page = (tmp_path/"table4.ipynb").read_text(encoding="utf-8")
-    mean = next(c["mean"] for c in collect("table4", folder=where["results"], quick=True) if c["label"] == "decoder + RFM" and c["column"] == "val")
-    assert f"| decoder + RFM | 74.9 | {mean:.1f}" in page and "No row has two seeds" in page
-    assert f"Table 4](experiments/table4.ipynb), decoder + RFM | 74.9 | {mean:.1f}" in readme.read_text()
+def test_the_grid_notices_what_a_page_lacks(tmp_path):
+    code = dict(cell_type="code", source=["1"], metadata={}, outputs=[])
+    shown = dict(output_type="execute_result", data={"text/plain": [f"'{HOLES[0]}missing'"]})
+    def look(*cells):
+        (tmp_path/"page.ipynb").write_text(json.dumps(dict(cells=cells)))
+        return unfinished(tmp_path/"page.ipynb")
+    assert unfinished(tmp_path/"none.ipynb") == ["none.ipynb: missing"]
+    assert look({**code, "execution_count": 1}, {**code, "source": [], "execution_count": None}, dict(cell_type="markdown", source=["x"])) == []
+    assert look({**code, "execution_count": None}) == ["page.ipynb: cell 0 was not executed"]
+    assert look({**code, "execution_count": 1, "outputs": [dict(output_type="error", ename="E")]}) == ["page.ipynb: cell 0 failed"]
+    assert look({**code, "execution_count": 2, "outputs": [shown]}) == [f"page.ipynb: cell 0 has nothing to show ({HOLES[0]!r})"]
+
+def test_the_grid_knows_the_texts_of_holes():
+    "Each stands in the code or the page that says it; otherwise the grid would look for what nobody says any more."
+    said = "".join(p.read_text(encoding="utf-8") for p in [ROOT/"weclip"/"compare.py", *EXPERIMENTS.glob("*.ipynb")]).replace("\\n", "")
+    assert not [hole for hole in HOLES if hole.strip() not in said]
