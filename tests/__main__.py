@@ -6,7 +6,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The tools of this interpreter and the modules of this checkout, whatever else is activated (IPython adds the packages of VIRTUAL_ENV to its path)
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix}
 FOLDERS = ("nbs", "experiments", "weclip")
-COVERED = 90  # percent of the package's lines that pages, grid and tests together have to run
+COVERED = 80  # percent of the package's lines that pages, grid and tests together have to run
 done = []     # (what has passed, seconds)
 
 def run(*cmd, **env):
