@@ -1,5 +1,6 @@
 """The whole grid with next to no training, from nothing to the last cell of every page of experiments/: `python tests/grid.py`, with a folder to keep it."""
 import json, os, subprocess, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import papermill
@@ -48,10 +49,13 @@ def block_of_the_readme(out, results):
 def grid(tmp):
     "Run it all in a folder; returns what is wrong, one text each."
     os.environ["WECLIP_CACHE"] = str(tmp/"cache")
-    out, results = tmp/"runs", tmp/"results"
+    out, results = tmp/"runs", tmp/"results"; out.mkdir(parents=True, exist_ok=True)
     cmd = [sys.executable, "-m", "weclip", "tables", "--quick", "--workers", "2", "--device", "cpu", "--out", str(out), "--results", str(results)]
-    if status := subprocess.run(cmd, cwd=EXPERIMENTS.parent).returncode: return [f"weclip tables --quick: exit code {status}"]
-    gates(out, results)
+    with ThreadPoolExecutor(1) as pool:  # the gates' kernels wait for each other, one core would idle
+        beside = pool.submit(gates, out, results)
+        status = subprocess.run(cmd, cwd=EXPERIMENTS.parent).returncode
+        beside.result()
+    if status: return [f"weclip tables --quick: exit code {status}"]
     runs = [r.name for r in plan(quick=True)]
     wrong = [f"{n}.json: missing" for n in runs if not (results/f"{n}.json").is_file()]
     wrong += sum((unfinished(out/f"{n}.ipynb") for n in [*runs, "02_gates", *(p.stem for p in sorted(EXPERIMENTS.glob("*.ipynb")) if p.stem not in ALONE)]), [])

@@ -1,5 +1,5 @@
 """The command as a stranger uses it: training, stopping, resuming, predicting, and every kind of mistake."""
-import json
+import json, sys
 import numpy as np, pytest, torch
 from PIL import Image
 from weclip.cli import main
@@ -30,6 +30,50 @@ def test_same_seed_same_table(root, run, tmp_path):
 def test_masks_have_the_pictures_size_and_stem(root, run, tmp_path):
     assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--no-crf", "--device", "cpu"]) == 0
     for p in (root/"JPEGImages").iterdir(): assert read_mask(tmp_path/f"{p.stem}.png", 8).shape == np.asarray(Image.open(p)).shape[:2]
+
+def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
+    assert main(["evaluate", str(root), "--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    miou = json.loads((run/"results.json").read_text())["miou"]; said = capsys.readouterr().out
+    assert {k: s["miou"] for k, s in json.loads((tmp_path/"scores.json").read_text()).items()} == {k: miou[k] for k in ("single", "ms", "crf")}
+    assert f"DenseCRF  {100*miou['crf']:6.1f}" in said and "background" in said
+    for p in (run/"masks"/"crf").iterdir(): assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
+
+def test_demo_draws_its_data_and_starts_afresh(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"cache"))
+    args = ["demo", "--train", "12", "--val", "2", "--out", str(tmp_path/"run"), "--no-crf", *FAST]
+    assert main(args) == 0
+    first = json.loads((tmp_path/"run"/"results.json").read_text())
+    assert (tmp_path/"cache"/"scenes-12-2"/"JPEGImages").is_dir() and (first["n_train"], first["n_val"]) == (12, 2)
+    assert "ms" in first["miou"] and "crf" not in first["miou"] and "training on 12 pictures" in capsys.readouterr().out
+    assert main(args) == 0  # where `train` would refuse
+    assert json.loads((tmp_path/"run"/"results.json").read_text())["miou"] == first["miou"]
+
+def test_scenes_are_those_of_the_seed(tmp_path, capsys):
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert main(["scenes", "--out", str(tmp_path/name), "--train", "2", "--val", "1", "--test", "1", "--seed", seed]) == 0
+    assert str(tmp_path/"c") in capsys.readouterr().out
+    files = {n: {str(p.relative_to(tmp_path/n)): p.read_bytes() for p in (tmp_path/n).rglob("*.png")} for n in "abc"}
+    assert files["a"] == files["b"] != files["c"] and len((tmp_path/"a"/"ImageSets"/"Segmentation"/"train.txt").read_text().split()) == 2
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+def test_networks_of_no_training_are_those_of_the_seed(tmp_path, capsys):
+    from safetensors.torch import load_file
+    from weclip.classifier import load_classifier, new_classifier
+    from weclip.tinyclip import new_tiny
+    few = ["--samples", "0", "--pictures", "2", "--seed", "3", "--device", "cpu"]
+    assert main(["tinyclip", "--out", str(tmp_path/"tiny"), *few]) == 0 and main(["classifier", "--out", str(tmp_path/"other"), *few]) == 0
+    shipped, other = capsys.readouterr().out.split()
+    stored, new = load_file(f"{shipped}/weclip-tiny.safetensors"), new_tiny(3).state_dict()
+    assert set(stored) == set(new) and all(v.equal(new[k].half()) for k, v in stored.items())
+    a, b = load_classifier(other).head, new_classifier(3).head
+    assert a.weight.equal(b.weight.half().float()) and not a.weight.equal(new_classifier(4).head.weight.half().float())
+    assert main(["classifier", "--out", str(tmp_path/"other"), *few]) == 0      # nothing is left to train, nothing changes
+    assert load_classifier(other).head.weight.equal(a.weight)
+
+def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", "--device", "cpu"]) == 2
+    assert "pip install 'gradio" in capsys.readouterr().err
 
 def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
     import weclip.train as t

@@ -168,6 +168,17 @@ def test_folder_round_trip_offline(run, tmp_path, offline, capsys):
     assert main(["predict", str(picture), "--checkpoint", "hf:nobody/nothing", "--out", str(tmp_path/"masks"), "--device", "cpu"]) == 2
     assert "nobody/nothing: expected a folder" in capsys.readouterr().err
 
+@pytest.mark.parametrize("more, private", [([], True), (["--public"], False)])
+def test_only_the_three_files_are_sent(run, tmp_path, offline, monkeypatch, capsys, more, private):
+    calls = []
+    class Client:
+        def __init__(self, token): calls.append(token)
+        def create_repo(self, repo_id, private, exist_ok): calls.append((repo_id, private, exist_ok))
+        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message): calls.append((repo_id, folder_path, allow_patterns)); return "https://address"
+    monkeypatch.setattr("weclip.hub.HfApi", Client); out = tmp_path/"shared"
+    assert main(["hub", "--checkpoint", str(run[1]), "--out", str(out), "--push", "somebody/birds", *more]) == 0
+    assert calls == [None, ("somebody/birds", private, True), ("somebody/birds", str(out), list(FILES))] and "sent: https://address" in capsys.readouterr().out
+
 @pytest.mark.parametrize("change, says", [(dict(backbone="clip.pt"), "a file called 'clip.pt'"), (dict(backbone="random", arch="hf-hub:someone/model"), "expected one of"),
                                           (dict(backbone="random", arch="local-dir:here"), "expected one of"), (dict(config=dict(os="system")), "unknown settings"),
                                           (dict(format="weclip-9"), "weclip-9")])

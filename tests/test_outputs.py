@@ -296,6 +296,22 @@ def test_large_pictures_are_shown_small():
 
 # ---- the page
 
+def test_what_the_page_shows_of_a_picture(tmp_path):
+    "Without Gradio: CAMs and pseudo label need tags, the prediction does not; large pictures are computed small."
+    from weclip.app import SIDE, answer, examples
+    model = cached_model(device="cpu")
+    (path, tags), *others = examples(tmp_path)
+    assert len(others) == 3 and all(Path(p).is_file() and set(t) <= set(model.classes.classes) and t for p, t in others)
+    cam, refined, pseudo, key, predicted, names = answer(model, path, tags)
+    image = np.asarray(Image.open(path)); want = segment(image, model)
+    assert cam.shape == refined.shape == image.shape and not np.array_equal(cam, refined)
+    assert np.array_equal(predicted, want.overlay()) and not np.array_equal(pseudo, predicted)
+    assert all(t in key for t in tags) and "background" in names
+    assert answer(model, path)[:4] == (None, None, None, "") and np.array_equal(answer(model, path)[4], predicted)
+    with pytest.raises(ValueError, match="unicorn"): answer(model, path, ["unicorn"])
+    Image.fromarray(image).resize((SIDE + 100, 64)).save(tmp_path/"wide.png")
+    assert answer(model, tmp_path/"wide.png")[4].shape[1] == SIDE
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     pytest.importorskip("gradio", reason="Gradio is not installed (pip install '.[app]')")
