@@ -255,7 +255,7 @@ def open_found(a # parsed arguments
     if a.images:
         found = find_images(a.images, a.tags, a.classes)
         lists = {k: getattr(found, k) for k in ("untagged", "missing", "twice", "respelt")}
-        if a.strict and (said := findings(found)): raise ValueError(f"{a.images}: {'; '.join(said)}")
+        if a.strict and (said := findings(found)): raise ValueError(f"{a.tags} for {a.images}: {'; '.join(said)}")
         return own_model(a, found.classes), SegData(found.images, found.tags, found.classes.classes), findings(found), lists
     model = build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
     every = open_data(a.data, a.train_split, model.classes.classes, tags_from=None).ids
@@ -462,11 +462,16 @@ def main(argv=None # list of str; None: the command line
     )->int:        # exit status
     "Entry point of the `weclip` command."
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it tells of its attempts itself; once is enough
     a = parser().parse_args(argv)
     try:
         if a.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("runs in one process; of all commands only train is shared by several")
         return a.run(a) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as e:
         print(f"weclip {a.command}: {e}", file=sys.stderr); return 2
+    except RuntimeError as e:
+        if "Failed to download weights" not in str(e): raise  # open_clip's words
+        print(f"weclip {a.command}: {str(e).partition('. Last error')[0]}; go online once, or give a file of the frozen CLIP's weights (--clip FILE); "
+              "with --clip tiny everything runs, but only drawings are understood", file=sys.stderr); return 2
     except KeyboardInterrupt:
         print(f"weclip {a.command}: interrupted; --resume continues a training", file=sys.stderr); return 130
