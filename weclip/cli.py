@@ -244,7 +244,7 @@ def cmd_scenes(a # parsed arguments
 def cmd_tinyclip(a # parsed arguments
     )->None:
     "Train the tiny CLIP that the package ships, or continue; writes config and weights to --out/shipped."
-    model = train_tiny(a.out, a.samples, a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
+    model = train_tiny(a.out, a.samples, n_pictures=a.pictures, seed=a.seed, device=a.device, bf16=a.bf16)
     save_tiny(model, Path(a.out)/"shipped"); print(Path(a.out)/"shipped")
 
 # %% ../nbs/20_cli.ipynb #e903871c
