@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from weclip.bench import TINY, inputs
 from weclip.clip import load_clip, read_weights
 from weclip.data import read_onehot
+from weclip.decoder import Decoder, decoder_from_official
 from weclip.model import load_model, load_released, read_checkpoint, read_model, save_model
 from weclip.train import load_checkpoint, optimiser, save_checkpoint
 
@@ -150,3 +151,34 @@ def test_a_checkpoint_that_lacks_something(tmp_path, model, break_it):
 def test_a_released_file_of_something_else_is_named(tmp_path, state, says):
     torch.save(state, tmp_path/"d.pth")
     with pytest.raises(ValueError, match=f"d.pth: expected.*{says}"): load_released({}, tmp_path/"d.pth")
+
+# ---- the authors' decoder
+
+THEIRS = (("mlps.", "decoder_fts_fuse.linears_modulelist."), (".0.weight", ".proj.weight"), (".0.bias", ".proj.bias"), (".2.weight", ".proj_2.weight"), (".2.bias", ".proj_2.bias"),
+          ("conv.", "decoder_fts_fuse.linear_fuse."), ("pred.", "decoder.linear_pred."), ("phi.", "decoder.transformer.resblocks."), (".qkv.", ".attn.in_proj_"), (".proj.", ".attn.out_proj."),
+          (".up.", ".mlp.c_fc."), (".down.", ".mlp.c_proj."))
+
+def as_released(decoder):
+    "A decoder's weights under the authors' names, inside a model that was trained on several GPUs."
+    out = {"module.encoder.x": torch.ones(1)}
+    for k, v in decoder.state_dict().items():
+        name = k
+        for ours, theirs in THEIRS[:5] if k.startswith("mlps.") else THEIRS[5:]: name = name.replace(ours, theirs)
+        out[f"module.{name}"] = v[..., None, None] if k in ("conv.weight", "pred.weight") else v  # 1x1 convolutions
+    return out
+
+def test_released_weights_keep_their_sizes_and_values():
+    torch.manual_seed(0); ours = Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2)
+    got = decoder_from_official(as_released(ours), heads=2).eval()
+    assert all(v.equal(got.state_dict()[k]) for k, v in ours.state_dict().items()) and len(got.mlps) == 3
+    tokens = [torch.randn(1, 6, 12) for _ in range(3)]
+    assert got(tokens, (2, 3)).logits.equal(ours.eval()(tokens, (2, 3)).logits)
+
+@pytest.mark.parametrize("change, says", [
+    (lambda s: s.pop("module.decoder.linear_pred.weight"), r"expected the weights \['pred.weight'\]"),
+    (lambda s: s.pop("module.decoder.linear_pred.bias"), r"pred.bias: expected \(5,\), got none"),
+    (lambda s: s.update({"module.decoder.other": torch.ones(2)}), r"decoder.other: expected none, got \(2,\)"),
+    (lambda s: s.update({"module.decoder_fts_fuse.linear_fuse.bias": torch.ones(9)}), r"conv.bias: expected \(8,\), got \(9,\)")], ids=["size", "missing", "unknown", "shape"])
+def test_released_weights_that_do_not_fit_are_named(change, says):
+    state = as_released(Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2)); change(state)
+    with pytest.raises(ValueError, match=says): decoder_from_official(state, heads=2)
