@@ -6,7 +6,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The tools of this interpreter and the modules of this checkout, whatever else is activated (IPython adds the packages of VIRTUAL_ENV to its path)
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix}
 FOLDERS = ("nbs", "experiments", "weclip")
-COVERED = 90  # percent of the package's lines that pages, grid and tests together have to run
+COVERED = 93  # percent of the package's lines that pages, grid and tests together have to run
 done = []     # (what has passed, seconds)
 
 def run(*cmd, **env):
@@ -35,7 +35,7 @@ def passed(what, t0):
     done.append((what, time.perf_counter() - t0)); print(f"ok: {what}, {done[-1][1]:.0f} s\n", flush=True)
 
 def main():
-    with tempfile.TemporaryDirectory() as tmp: checks(measured(tmp))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp: checks(measured(tmp))
 
 def checks(lines):
     start = t0 = time.perf_counter(); before = contents()

@@ -2,10 +2,11 @@
 import json, os, subprocess, sys
 from itertools import accumulate
 from pathlib import Path
+from time import sleep
 
 import pytest, torch
 from torch.profiler import ProfilerActivity, profile
-from weclip.bench import TARGETS, bench, inputs, measure, prediction, report, stages
+from weclip.bench import TARGETS, bench, conditions, inputs, measure, prediction, report, rounds, stages, target_table
 from weclip.memory import peak_bytes
 from weclip.train import optimiser, train_step
 
@@ -44,6 +45,12 @@ def test_encoder_forwards_of_a_prediction():
     fs["prediction's encoder"](); handle.remove()
     assert one == seen == [(2, 3, 48, 64), (2, 3, 36, 48)] and model.training
 
+def test_every_round_has_a_number():
+    "A number for every round and function, none for the warm-up."
+    seen = rounds(dict(a=lambda: None, b=lambda: sleep(.02)), repeats=3)
+    assert len(seen["a"]) == len(seen["b"]) == 3 and all(x >= .02 for x in seen["b"])
+    assert measure(dict(b=lambda: sleep(.02)), repeats=1)["b"] >= .02
+
 def test_threads_are_restored():
     before = torch.get_num_threads()
     used = []
@@ -58,15 +65,28 @@ def test_rows_and_report(tmp_path):
     assert json.loads(path.read_text())["cpu"]["setup"]["size"] == 32   # the newer one
     assert list(result["rows"]) == list(TARGETS) and result["setup"]["threads"] == 1
     stages = {r["stage"]: r for r in result["stages"]}
-    assert list(stages) == [*NAMES, "encoder, static maps", "encoder, open_clip", "prediction", "prediction's encoder"]
+    assert list(stages) == [*NAMES, "encoder, static maps", "encoder, open_clip", "prediction", "prediction's encoder", "DenseCRF"]
     assert all(stages[s]["ratio"] == 1 for s in ("encoder", "prediction's encoder"))
-    assert {s for s, r in stages.items() if r["plain_mib"]} == PLAIN and all(r["mib"] >= 0 for r in stages.values())
+    crf = stages["DenseCRF"]   # the tensors of other libraries are not counted
+    assert {s for s, r in stages.items() if r["plain_mib"]} == PLAIN and all(r["mib"] >= 0 for r in stages.values() if r is not crf)
+    assert crf["plain_seconds"] > 0 and crf["seconds"] == result["rows"]["DenseCRF, 21 classes, 375x500, one core"] and crf["mib"] is crf["ratio"] is None
+    assert all(r["range"] == [r["ratio"]]*2 for r in stages.values() if r is not crf)   # one round
     assert result["rows"]["memory of an iteration / of its plain form"] == stages["iteration"]["mib"]/stages["iteration"]["plain_mib"] < 1
     assert {(r["size"], r["tags"]) for r in result["sizes"]} == {(32, 2), (48, 2), (32, 1)} and {r["stage"] for r in result["sizes"]} == set(NAMES)
     targets, stage_table, setup = report(result).split("\n\n")
     assert targets.count("\n") == len(TARGETS) + 1 and targets.count("not measured") == 3
-    assert stage_table.count("\n") == len(stages) + 1 and all(line.count("|") == 8 for line in stage_table.splitlines())
-    assert "threads: 1," in setup and "48x48" in setup
+    assert stage_table.count("\n") == len(stages) + 1 and all(line.count("|") == 9 for line in stage_table.splitlines())
+    assert "threads: 1;" in setup and "48x48" in setup and "--device cuda" in setup and f"torch {torch.__version__}" in setup
+    assert path.with_suffix(".md").read_text(encoding="utf-8").count("\n## cpu\n") == 1
+
+def test_pages_tell_what_was_measured():
+    "The stored report and the README's table are those of the stored numbers."
+    root = Path(__file__).resolve().parents[1]
+    known = json.loads((root/"nbs"/"measured.json").read_text(encoding="utf-8"))
+    assert known["cpu"]["setup"]["encoder"] == "ViT-B/16" and known["cpu"]["setup"]["repeats"] >= 7
+    for result in known.values(): assert report(result) in (root/"nbs"/"measured.md").read_text(encoding="utf-8")
+    told = (root/"README.md").read_text(encoding="utf-8").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    assert told.strip() == f"{target_table(known['cpu'])}\n\n({conditions(known['cpu'])})"
 
 def test_memory_is_a_count():
     "The same twice, and close to what the allocator hands out."

@@ -99,7 +99,7 @@ def test_coco_evaluation_finds_what_it_is_given(tmp_path, capsys):
         for name, ids in MASKS.items(): write(f"photos/{name}.jpg", Segmentation(np.zeros((*ids.shape, 3), np.uint8), ids, ("background", "red", "blue"), None, logits))
     truth = coco_api.COCO(str(tmp_path/"coco.json"))
     assert [c["name"] for c in truth.dataset["categories"]] == ["red", "blue"]
-    assert {i["file_name"]: (i["height"], i["width"]) for i in truth.dataset["images"]} == {f"{k}.jpg": v.shape for k, v in MASKS.items()}
+    assert {i["file_name"]: (i["height"], i["width"]) for i in truth.dataset["images"]} == {f"photos/{k}.jpg": v.shape for k, v in MASKS.items()}
     rows = truth.dataset["annotations"]
     assert [r["id"] for r in rows] == [*range(1, len(rows) + 1)] and all(0 < r["score"] <= 1 for r in rows)
     e = evaluation.COCOeval(truth, truth.loadRes(rows), "segm"); e.evaluate(); e.accumulate(); e.summarize()
@@ -162,8 +162,24 @@ def test_mistakes_on_standard_input(stdin, says, monkeypatch, capsys, tmp_path):
 
 def test_a_picture_is_never_overwritten_by_its_mask(photos, tmp_path, capsys):
     shutil.copy(photos/"portrait.png", tmp_path); before = (tmp_path/"portrait.png").read_bytes()
-    assert main(["predict", str(tmp_path), "--out", str(tmp_path)]) == 2
-    assert "would overwrite" in capsys.readouterr().err and (tmp_path/"portrait.png").read_bytes() == before
+    for picture, says in ((tmp_path, "among the pictures"), (tmp_path/"portrait.png", "would overwrite")):
+        assert main(["predict", str(picture), "--out", str(tmp_path)]) == 2
+        assert says in capsys.readouterr().err and (tmp_path/"portrait.png").read_bytes() == before
+
+def test_a_tree_keeps_its_shape_and_can_be_given_twice(photos, tmp_path, capsys):
+    "Equal names in different sub-folders; masks inside the tree, which a second run must not take for pictures."
+    names = ("a/1.jpg", "a/b/1.jpg", "c/1.jpg")
+    for n in names: (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); shutil.copy(photos/"pixel.bmp", tmp_path/n)
+    out, args = tmp_path/"a"/"masks", ["--no-crf", "--device", "cpu", "--format", *FORMATS, "--confidence"]
+    for _ in range(2):
+        assert main(["predict", str(tmp_path), "--out", str(out), *args]) == 0
+        assert "3 masks" in capsys.readouterr().out
+        assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {"coco.json", *(f"{d}{n[:-4]}.{s}" for n in names
+            for d, s in (("", "png"), ("overlay/", "jpg"), ("polygons/", "geojson"), ("confidence/", "png")))}
+    assert sorted(i["file_name"] for i in json.loads((out/"coco.json").read_text())["images"]) == sorted(names)
+    (tmp_path/"a"/"1.png").write_bytes(b"")
+    assert main(["predict", str(tmp_path), "--out", str(out), *args]) == 2
+    assert "both masks would be a/1.png" in capsys.readouterr().err
 
 def test_without_pycocotools(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pycocotools", None)

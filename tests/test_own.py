@@ -106,10 +106,10 @@ def test_what_does_not_fit_is_counted(pets, caplog):
     assert (found.untagged, found.missing, found.twice, found.respelt) == (["b.png"], ["x.jpg", "y/z.jpg"], ["a.jpg"], {"Cat": ("cat", 1)})
     with caplog.at_level(logging.WARNING): data, _ = open_images(pets, tags, progress=False)
     said = [r.getMessage() for r in caplog.records]
-    assert said == [f"{pets}: {line}" for line in findings(found)] and len(said) == 4
+    assert said == [f"{tags} for {pets}: {line}" for line in findings(found)] and len(said) == 4
     for part in ("left out: 1 ('b.png')", "not there, left out: 2 ('x.jpg', 'y/z.jpg')", "more than once, tags put together: 1 ('a.jpg')", "'Cat' as 'cat' 1x"): assert part in "".join(said)
     assert data.tags["a"] == [0, 1]
-    with pytest.raises(ValueError, match="left out: 1 .*left out: 2"): open_images(pets, tags, strict=True)
+    with pytest.raises(ValueError, match=r"\.csv for .*left out: 1 .*left out: 2"): open_images(pets, tags, strict=True)
     assert not findings(find_images(pets, {n: ["cat"] for n in picture_files(pets)}))
 
 def test_all_files_elsewhere(pets):

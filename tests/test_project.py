@@ -189,6 +189,31 @@ def test_quarto_lists_every_page():
     missing = [p for nb in NBS + EXPERIMENTS if (p := nb.relative_to(ROOT).as_posix()) not in listed]
     assert not missing, f"add to the sidebar in _quarto.yml: {missing}"
 
+MATHML = set("""alpha approx bar begin beta Big big bmod cdot cdots cos cup dots ell end epsilon eta exp frac gamma ge hat in infty kappa lambda lceil ldots le
+left leftarrow lfloor ln log lVert mathcal mathrm max min mu nabla ne odot operatorname overline phi pi pm propto qquad quad rceil rfloor rho right Rightarrow rVert
+setminus sigma sqrt sum tau text texttt tfrac theta tilde times top underbrace uparrow""".split())  # what pandoc 3.9 was seen to make MathML of; it drops or refuses \tag
+
+def formulas(nb):
+    "LaTeX between dollars, as pandoc reads them: none after a blank, none before a blank or a digit."
+    md = re.sub(r"```.*?```|`[^`\n]*`", "", text(nb, "markdown"), flags=re.S)
+    return [a or b for a, b in re.findall(r"\$\$(.+?)\$\$|(?<![\\$])\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", md, re.S)]
+
+def test_mathematics_needs_no_network():
+    "Pages carry their formulas as MathML, which browsers draw themselves; MathJax would be fetched from elsewhere."
+    conf = yaml.safe_load((ROOT/"_quarto.yml").read_text(encoding="utf-8"))
+    assert conf["format"]["html"]["html-math-method"] == "mathml"
+    assert sum(len(formulas(nb)) for nb in NBS) > 400, "formulas are no longer found"
+    odd = {nb.name: bad for nb in NBS + EXPERIMENTS if (bad := set(re.findall(r"\\([a-zA-Z]+)", " ".join(formulas(nb)))) - MATHML)}
+    assert not odd, f"convert them with `pandoc -t html --mathml`, and add what becomes right MathML to MATHML: {odd}"
+
+def test_pandoc_converts_every_formula():
+    "By the program that Quarto itself calls."
+    if not shutil.which("pandoc"): pytest.skip("no pandoc on this machine")
+    pages = "\n\n".join(text(nb, "markdown") for nb in NBS + EXPERIMENTS)
+    r = subprocess.run(["pandoc", "-f", "markdown", "-t", "html", "--mathml"], input=pages, capture_output=True, text=True, check=True, encoding="utf-8")
+    assert "Could not convert" not in r.stderr, r.stderr
+    assert r.stdout.count("<math") == sum(len(formulas(nb)) for nb in NBS + EXPERIMENTS)
+
 def test_index_maps_every_page():
     front = text(ROOT/"nbs"/"index.ipynb", "markdown")
     assert not (missing := [nb.name for nb in NBS if nb.stem != "index" and f"]({nb.name})" not in front]), f"add to the map in nbs/index.ipynb: {missing}"

@@ -75,8 +75,8 @@ def running(grid, name):
     until(far); return int((grid["out"]/name/"pid").read_text())
 
 def command(grid, *more):
-    "The command in a process of its own."
-    code = "import json, sys; from weclip.runner import run_tables, set_up\ntry: sys.exit(run_tables(set_up(**json.loads(sys.argv[1]))))\nexcept KeyboardInterrupt: sys.exit(130)"
+    "The command in a process of its own, which hears Ctrl-C even where the tests run in the background and do not."
+    code = "import json, signal, sys; from weclip.runner import run_tables, set_up\nsignal.signal(signal.SIGINT, signal.default_int_handler)\ntry: sys.exit(run_tables(set_up(**json.loads(sys.argv[1]))))\nexcept KeyboardInterrupt: sys.exit(130)"
     args = {k: str(v) if isinstance(v, Path) else v for k, v in grid.items()}
     return subprocess.Popen([sys.executable, "-c", code, json.dumps(args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -126,7 +126,7 @@ def test_digest_is_of_all_that_a_number_can_depend_on():
         return {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
     seen, todo = set(), {"job"}
     while todo: m = todo.pop(); seen.add(m); todo |= uses(m) - seen
-    assert seen - set(CODE) == {"config", "viz", "bench", "tables"} and set(CODE) <= seen
+    assert seen - set(CODE) == {"config", "viz", "bench", "memory", "plain", "tables"} and set(CODE) <= seen
     assert syntax(ast.parse("x = f(1)  # a")) == syntax(ast.parse("x = f(\n    1)")) != syntax(ast.parse("x = f(2)"))
     assert "Constant" not in json.dumps(syntax(ast.parse("f'{a:{b}}'")))  # Python 3.12.0 and 3.12.1 put an empty text behind {b}
 

@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['TAGS', 'TINY', 'QUICK', 'SIZES', 'MANY', 'TARGETS', 'AUTHORS', 'training_batch', 'inputs', 'stages', 'plain_stages',
-           'encoders', 'prediction', 'drawn', 'noisy_probabilities', 'crfs', 'masked', 'crf_cost', 'measure',
+           'encoders', 'prediction', 'drawn', 'noisy_probabilities', 'crfs', 'masked', 'crf_cost', 'rounds', 'measure',
            'pictures', 'images_per_second', 'loading', 'sweep', 'accelerator', 'bench', 'device_name', 'used_gib',
-           'report']
+           'met', 'target_table', 'stage_table', 'conditions', 'report']
 
 # %% ../nbs/18_bench.ipynb #58e6b26a
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-import json, os, platform, sys
+import json, os, platform, re, sys, warnings
 import numpy as np, open_clip, torch, torch.nn.functional as F
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
+from tqdm import tqdm
 from .cam import gradcam
 from .classes import VOC
 from .clip import FrozenCLIP
 from .config import preset
 from .data import Batch, SegData, batches, open_data
-from .infer import DROP, dense_crf, predict
+from .infer import DROP, crf_pool, dense_crf, predict
 from .memory import peak_bytes
 from .model import WeCLIP
 from .par import pseudo_labels
@@ -156,25 +158,39 @@ def masked(data,   # VOC folder; None: draw them
     voc = open_data(data, "val", VOC.classes, tags_from=None, with_masks=True)
     return [voc.read(i) for i in voc.ids[:n]]
 
-def crf_cost(pairs:list, # of (picture, mask)
-             **how       # of `measure`
-    )->tuple:            # seconds for the first, share of equal labels over all; None where pydensecrf is missing
-    "DenseCRF without the labels that cannot win: its time, and how far it agrees with all labels."
-    made = [crfs(image, noisy_probabilities(mask, 21, i)) for i, (image, mask) in enumerate(pairs)]
+def crf_cost(pairs:list,   # of (picture, mask)
+             timed:int=4,  # how many of them the times are the mean of
+             repeats:int=7 # rounds
+    )->tuple:              # seconds, seconds with all labels, seconds in two processes, share of equal labels; None where pydensecrf is missing
+    "A picture's DenseCRF without the labels that cannot win, on one core and in two processes, and how far it agrees with the whole."
+    images, probs = zip(*((image, noisy_probabilities(mask, 21, i)) for i, (image, mask) in enumerate(pairs)), strict=True)
+    made = list(map(crfs, images, probs))
     try: same = np.concatenate([(f["DenseCRF"]().argmax(0) == f["DenseCRF, all labels"]().argmax(0)).ravel() for f in made])
-    except ImportError: return None, None
-    return measure(dict(crf=made[0]["DenseCRF"]), **how)["crf"], float(same.mean())
+    except ImportError: return (None,)*4
+    def each(name): return [f[name]() for f in made[:timed]]
+    with crf_pool(2) as pool:
+        t = measure(dict(one=lambda: each("DenseCRF"), all=lambda: each("DenseCRF, all labels"),
+                         two=lambda: list(pool.map(partial(dense_crf, drop=DROP), images[:timed], probs[:timed]))), 1, repeats)
+    return *(t[k]/len(made[:timed]) for k in ("one", "all", "two")), float(same.mean())
 
 # %% ../nbs/18_bench.ipynb #789d3fc7
-def measure(fs:dict,       # name -> function without arguments
-            threads:int=0, # 0: as many as PyTorch uses
-            repeats:int=7  # rounds
-    )->dict:               # name -> seconds a call, median over the rounds
+def rounds(fs:dict,       # name -> function without arguments
+           threads:int=0, # 0: as many as PyTorch uses
+           repeats:int=7  # rounds
+    )->dict:              # name -> seconds a call, a list with one for each round
     "Time functions in turn."
     if repeats < 1: raise ValueError(f"repeats: expected at least 1, got {repeats}")
     timers = {name: Timer("f()", globals=dict(f=f), num_threads=threads or torch.get_num_threads()) for name, f in fs.items()}
-    rounds = [{name: t.blocked_autorange(min_run_time=.01).median for name, t in timers.items()} for _ in range(repeats)]
-    return {name: median(r[name] for r in rounds) for name in timers}
+    bar = tqdm(range(repeats), f"{len(fs)} functions", leave=False, disable=None)  # only where somebody watches
+    seen = [{name: t.blocked_autorange(min_run_time=.01).median for name, t in timers.items()} for _ in bar]
+    return {name: [r[name] for r in seen] for name in timers}
+
+def measure(fs:dict,       # as in `rounds`
+            threads:int=0, # as in `rounds`
+            repeats:int=7  # as in `rounds`
+    )->dict:               # name -> seconds a call, median over the rounds
+    "Time functions in turn, and take the middle."
+    return {name: median(t) for name, t in rounds(fs, threads, repeats).items()}
 
 # %% ../nbs/18_bench.ipynb #594c5fbb
 def pictures(n:int,         # how many
@@ -189,21 +205,23 @@ def pictures(n:int,         # how many
 def images_per_second(data:SegData,  # with a crop
                       bs:int,        # pictures per batch
                       workers:int,   # processes
-                      rounds:int=8   # of the queue
-    )->float:
+                      repeats:int=7  # how often twice the queue's length is taken
+    )->float:                        # median
     "Throughput of the loader alone."
-    feed, n = batches(data, bs, workers=workers), rounds*max(2, workers)
-    for _ in range(2*max(1, workers)): next(feed)
-    return bs/Timer("next(feed)", globals=dict(feed=feed)).timeit(n).median
+    feed, queue = batches(data, bs, workers=workers), 2*max(1, workers)
+    for _ in range(queue): next(feed)  # what the workers had ready
+    timer = Timer("next(feed)", globals=dict(feed=feed))
+    return bs/median(timer.timeit(2*queue).median for _ in range(repeats))
 
-def loading(data,        # VOC folder; None: draw pictures
-            size,        # (H, W) of drawn ones, pixels
-            rounds:int=8 # of the queue
-    )->tuple:            # images per second with 2 workers and with 16
+def loading(data,         # VOC folder; None: draw pictures
+            size,         # (H, W) of drawn ones, pixels
+            repeats:int=7 # of `images_per_second`
+    )->tuple:             # images per second with 2 workers and with 16
     "Throughput of the loader alone, in batches of four."
-    with TemporaryDirectory() as d:
+    with TemporaryDirectory() as d, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create 16")  # than there are cores: that is what is asked
         found = pictures(16, d, size) if data is None else open_data(data, "train_aug", VOC.classes, crop=320)
-        return tuple(images_per_second(found, 4, workers, rounds) for workers in (2, 16))
+        return tuple(images_per_second(found, 4, workers, repeats) for workers in (2, 16))
 
 # %% ../nbs/18_bench.ipynb #578003a4
 SIZES, MANY = (224, 320, 512, 768), (1, 2, 4, 8)  # pixels; tags of a picture
@@ -243,8 +261,8 @@ def accelerator(model:WeCLIP, # on a CUDA device
 TARGETS = {  # name: (target, at most or at least, authors' code, unit)
     "iteration / encoder": (1.9, "≤", 5.8, ""), "PAR / encoder": (.35, "≤", 3.9, ""), "GradCAM / encoder": (.22, "≤", .47, ""),
     "encoder with 7 maps / open_clip's encoder": (1.05, "≤", None, ""), "prediction / its encoder forwards": (1.15, "≤", 7.8, ""),
-    "memory of an iteration / of its plain form": (.5, "≤", None, ""), "DenseCRF, 21 classes, 375x500": (.35, "≤", .94, "s"),
-    "labels of DenseCRF as with all classes": (.999, "≥", None, ""), "loader of 2 workers / what a step eats": (2., "≥", None, ""),
+    "memory of an iteration / of its plain form": (.5, "≤", None, ""), "DenseCRF, 21 classes, 375x500, one core": (.35, "≤", .94, "s"),
+    "DenseCRF, one process / two": (None, "", None, ""), "labels of DenseCRF as with all classes": (.999, "≥", None, ""), "loader of 2 workers / what a step eats": (2., "≥", None, ""),
     "loader of 16 workers": (None, "", None, "images/s"), "iterations per second, accelerator": (40., "≥", 2.5, "/s"),
     "memory, accelerator": (3., "≤", 6.2, "GiB"), "busy, accelerator": (.9, "≥", .3, "")}
 AUTHORS = {"encoder": 1., "GradCAM": .47, "RFM": .02, "PAR": 3.93, "decoder": .33, "optimiser": .01, "iteration": 5.8, "prediction": 7.8}
@@ -253,32 +271,44 @@ def bench(device="cpu",     # where to compute
           threads:int=0,    # 0: as many as PyTorch uses
           repeats:int=7,    # rounds
           size:int=320,     # side of the training pictures, pixels
-          out=None,         # JSON file to write; what it says of another kind of device stays
+          out=None,         # .json file to write, and the report beside it as .md; what it says of another kind of device stays
           data=None,        # VOC folder: its pictures are loaded, its masks make DenseCRF's; None: drawn pictures
           quick:bool=False, # a tiny encoder, to see that everything runs
     )->dict:                # setup, rows (those of `TARGETS`), stages, sizes
     "Cost of an iteration and of a prediction against the frozen encoder, and of each stage against its plain form."
-    (model, batch, image), how = inputs(quick, size, device), dict(threads=threads, repeats=repeats)
-    few = how | dict(repeats=max(1, repeats//3))
+    if out and Path(out).suffix != ".json": raise ValueError(f"out: expected a name that ends in .json, got {str(out)!r}")
+    (model, batch, image), how, hw = inputs(quick, size, device), dict(threads=threads, repeats=repeats), (128, 160) if quick else (375, 500)
     model.train()
     fs, plain = {**stages(model, batch), **encoders(model, batch), **prediction(model, image)}, plain_stages(model, batch)
-    t, t_plain = measure(fs, **how), measure(plain, **few)
-    mib, mib_plain = ({k: peak_bytes(f)/2**20 for k, f in x.items()} for x in (fs, plain))
-    unit = lambda s: t["prediction's encoder" if s.startswith("prediction") else "encoder"]
-    table = [dict(stage=s, ratio=t[s]/unit(s), authors=AUTHORS.get(s), seconds=t[s], plain_seconds=t_plain.get(s), mib=mib[s], plain_mib=mib_plain.get(s)) for s in t]
+    load, crf = loading(data, hw, repeats), crf_cost(masked(data, 2 if quick else 10, hw), repeats=repeats)
+    seen, t_plain = rounds(fs, **how), measure(plain, **how)
+    t, (mib, mib_plain) = {s: median(x) for s, x in seen.items()}, ({k: peak_bytes(f)/2**20 for k, f in x.items()} for x in (fs, plain))
+    table = [_row(s, seen, t, t_plain, mib, mib_plain) for s in t]
+    if crf[0]: table.append(dict(stage="DenseCRF", ratio=None, range=None, authors=None, seconds=crf[0], plain_seconds=crf[1], mib=None, plain_mib=None))
     fast = accelerator(model, batch) if torch.device(device).type == "cuda" else (None,)*3
-    hw = (128, 160) if quick else (375, 500)
-    load = loading(data, hw, 1 if quick else 8)
     values = [t["iteration"]/t["encoder"], t["PAR"]/t["encoder"], t["GradCAM"]/t["encoder"], t["encoder, static maps"]/t["encoder, open_clip"],
               t["prediction"]/t["prediction's encoder"], mib["iteration"]/mib_plain["iteration"],
-              *crf_cost(masked(data, 2 if quick else 10, hw), **how), load[0]*t["iteration"]/len(batch.img), load[1], *fast]
+              crf[0], crf[0] and crf[0]/crf[2], crf[3], load[0]*t["iteration"]/len(batch.img), load[1], *fast]
     sides, many, side = ((32, 48), (1, 2), 32) if quick else (SIZES, MANY, 320)
-    sizes = sweep(model, sides, many, side, device, **few)
-    setup = dict(device=device_name(device), threads=threads or torch.get_num_threads(), torch=torch.__version__, repeats=repeats, size=size,
-                 encoder="tiny" if quick else "ViT-B/16", pictures="VOC" if data else "drawn")
+    sizes = sweep(model, sides, many, side, device, **how)
+    setup = dict(device=device_name(device), processor=_processor(), threads=threads or torch.get_num_threads(), repeats=repeats, size=size,
+                 encoder="tiny" if quick else "ViT-B/16", pictures="VOC" if data else "drawn", versions=_versions())
     result = dict(setup=setup, rows=dict(zip(TARGETS, values, strict=True)), stages=table, sizes=sizes)
     if out: _store(Path(out), torch.device(device).type, result)
     return result
+
+def _row(s, seen, t, t_plain, mib, mib_plain)->dict:
+    "A stage in the units of its encoder: the ratio of the medians, and the least and the most of a round."
+    unit = "prediction's encoder" if s.startswith("prediction") else "encoder"
+    each = [a/b for a, b in zip(seen[s], seen[unit], strict=True)]
+    return dict(stage=s, ratio=t[s]/t[unit], range=[min(each), max(each)], authors=AUTHORS.get(s), seconds=t[s], plain_seconds=t_plain.get(s),
+                mib=mib[s], plain_mib=mib_plain.get(s))
+
+def _processor()->str:
+    try: return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError): return platform.processor() or platform.machine()  # not Linux, or not x86
+
+def _versions()->dict: return dict(python=platform.python_version(), torch=torch.__version__, open_clip=open_clip.__version__, numpy=np.__version__)
 
 def device_name(device # a torch device, or its name
     )->str:
@@ -293,10 +323,12 @@ def _peak_gib(device)->float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform == "darwin" else 20)
 
 def _store(path, kind, result):
-    "Put the result beside those of other kinds of device."
+    "Put the result beside those of other kinds of device, and all of them on a page."
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(known | {kind: result}, indent=1) + "\n")
+    known = (json.loads(path.read_text()) if path.is_file() else {}) | {kind: result}
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    head = "# measured\n\n> Cost of a training iteration and of a prediction, as `weclip bench` found it.\n"
+    path.with_suffix(".md").write_text("\n".join([head, *(f"## {k}\n\n{report(r)}\n" for k, r in known.items())]), encoding="utf-8")
 
 def used_gib(device="cpu" # a torch device, or its name
     )->float:
@@ -305,19 +337,50 @@ def used_gib(device="cpu" # a torch device, or its name
     except OSError: resident = None  # not Linux
     return _peak_gib(device) if resident is None or torch.device(device).type == "cuda" else (resident - shared)*os.sysconf("SC_PAGESIZE")/2**30
 
+
+# %% ../nbs/18_bench.ipynb #77f974c9
+def met(name:str,   # a row of `TARGETS`
+        value:float # measured; None: not
+    )->bool|None:   # None: nothing to say
+    "Does a number reach its target?"
+    target, sign, *_ = TARGETS[name]
+    return None if target is None or value is None else value <= target if sign == "≤" else value >= target
+
+def target_table(result:dict # of `bench`
+    )->str:                  # Markdown
+    "Every target, what was measured, and whether that is enough."
+    lines = ["| | measured | target | met | authors' code |", "|---|---:|---:|---|---:|"]
+    for name, value in result["rows"].items():
+        target, sign, authors, unit = TARGETS[name]
+        digits = 4 if not unit and value and .99 < value < 1 else 2
+        shown = "not measured" if value is None else f"{value:.{digits}f} {unit}"
+        aim, theirs = ("" if x is None else f"{s} {x:g} {unit}" for s, x in ((sign, target), ("", authors)))
+        lines.append(f"| {name} | {shown.strip()} | {aim.strip()} | { {True: 'yes', False: 'no', None: ''}[met(name, value)]} | {theirs.strip()} |")
+    return "\n".join(lines)
+
+def stage_table(result:dict # of `bench`
+    )->str:                 # Markdown
+    "Every stage in encoder forwards, seconds and bytes, beside its plain form."
+    def cell(x, digits=2): return "" if x is None else f"{x:.{digits}f}"
+    lines = ["| stage | encoder forwards | in one round | authors' code | ms | plain form, ms | MiB | plain form, MiB |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for r in result["stages"]:
+        ms, plain_ms = (None if x is None else 1000*x for x in (r["seconds"], r["plain_seconds"]))
+        low, high = r["range"] or (None, None)
+        lines.append(f"| {r['stage']} | {cell(r['ratio'])} | {'' if low is None else f'{low:.2f} to {high:.2f}'} | {cell(r['authors'])} | {cell(ms, 1)} | {cell(plain_ms, 1)} "
+                     f"| {cell(r['mib'], 1)} | {cell(r['plain_mib'], 1)} |")
+    return "\n".join(lines)
+
+def conditions(result:dict # of `bench`
+    )->str:                # one line
+    "What was measured, on what, and how rows that are missing could be filled."
+    s, lacks = result["setup"], any(v is None for k, v in result["rows"].items() if "accelerator" in k)
+    told = (f"{s['encoder']}, 4 pictures of {s['size']}x{s['size']} with 6 tags, a prediction of 375x500, {s['pictures']} pictures; "
+            f"{s['device']}, {s['processor']}, threads: {s['threads']}; " + ", ".join(f"{k} {v}" for k, v in s["versions"].items()) +
+            f"; median of {s['repeats']} rounds, each after a warm-up.")
+    return told + (" `weclip bench --device cuda` fills the rows of an accelerator." if lacks else "")
+
 def report(result:dict # of `bench`
     )->str:            # two Markdown tables and a line about the setup
     "The targets, then the stages."
-    def cell(x, digits=2): return "" if x is None else f"{x:.{digits}f}" if isinstance(x, float) else str(x)
-    head = ["| | measured | target | authors' code |", "|---|---:|---:|---:|"]
-    for name, value in result["rows"].items():
-        target, sign, authors, unit = TARGETS[name]
-        head.append(f"| {name} | {'not measured' if value is None else cell(value, 4 if unit == '' and .99 < value < 1 else 2) + ' ' + unit} "
-                    f"| {'' if target is None else f'{sign} {target:g} {unit}'} | {'' if authors is None else f'{authors:g} {unit}'} |")
-    lines = ["| stage | encoder forwards | authors' code | ms | plain form, ms | MiB | plain form, MiB |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for r in result["stages"]:
-        ms, plain_ms = (None if x is None else 1000*x for x in (r["seconds"], r["plain_seconds"]))
-        lines.append(f"| {r['stage']} | {cell(r['ratio'])} | {cell(r['authors'])} | {cell(ms, 1)} | {cell(plain_ms, 1)} | {cell(r['mib'], 1)} | {cell(r['plain_mib'], 1)} |")
-    s = result["setup"]
-    return "\n".join([*head, "", *lines, "", f"{s['encoder']}, 4 pictures of {s['size']}x{s['size']} with 6 tags, a prediction of 375x500, {s['pictures']} pictures; "
-                      f"{s['device']}, threads: {s['threads']}, torch {s['torch']}, median of {s['repeats']}"])
+    return "\n\n".join([target_table(result), stage_table(result), conditions(result)])
+

@@ -13,7 +13,8 @@ __all__ = ['LONG', 'setting', 'find_pictures', 'from_stdin', 'refuse_overwriting
 from argparse import ArgumentParser, ArgumentTypeError
 from ast import literal_eval
 from dataclasses import fields, replace
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 import json, logging, os, sys
 import torch
 from tqdm import tqdm
@@ -33,7 +34,7 @@ from .job import demo, forecast, open_training, run_job, table, write_json
 from .metrics import format_scores
 from .model import AMP, ARCH, WeCLIP, build, read_model, save_model
 from .outputs import FORMATS, writer
-from .own import SUFFIXES, find_images, findings, open_images
+from .own import SUFFIXES, find_images, findings, open_images, picture_files
 from .parallel import join, leave
 from .pseudo import STAGES, preview
 from .scenes import write_scenes
@@ -53,22 +54,29 @@ def setting(text:str # "name=value"
     except (ValueError, SyntaxError): return name, value
 
 # %% ../nbs/20_cli.ipynb #0c5e2958
-def find_pictures(paths # files, folders, and lists of a data set (ROOT/ImageSets/Segmentation/SPLIT.txt)
-    )->list:            # of Path, in the order named, a folder's sorted
-    "Picture files named directly or lying in named folders, with different stems."
-    files = []
-    for p in map(Path, paths):
-        if p.is_dir(): files += sorted(f for f in p.iterdir() if f.suffix.lower() in SUFFIXES)
-        elif p.is_file() and p.resolve().match("ImageSets/Segmentation/*.txt"): files += open_data(p.resolve().parents[2], p.stem, (), tags_from=None).images.values()
-        elif p.is_file(): files.append(p)
-        else: raise FileNotFoundError(f"{p}: expected a picture or a folder of pictures, found neither")
-    if not files: raise FileNotFoundError(f"{', '.join(map(str, paths))}: expected pictures ({', '.join(SUFFIXES)}), found none")
-    seen = {}
-    for f in files:
-        if f.stem in seen:
-            raise ValueError(f"{f} and {seen[f.stem]}: expected different stems, both masks would be {f.stem}.png; rename one")
-        seen[f.stem] = f
-    return files
+def find_pictures(paths,   # files, folders, and lists of a data set (ROOT/ImageSets/Segmentation/SPLIT.txt)
+                  out=None # folder for the masks: what lies in it is no picture
+    )->dict:               # Path -> path below the folder that was named, or the file's name; in the order named, a folder's sorted
+    "Picture files named directly or lying in named folders or below, with different names for their masks."
+    found, masks = {}, {}
+    for f, name in chain.from_iterable(_pictures(Path(p), out) for p in paths):
+        mask = str(PurePath(name).with_suffix(".png"))
+        if masks.setdefault(mask, f) != f:
+            raise ValueError(f"{f} and {masks[mask]}: expected different names, both masks would be {mask}; rename one, or name a folder that holds both")
+        found.setdefault(f, name)
+    if not found: raise FileNotFoundError(f"{', '.join(map(str, paths))}: expected pictures ({', '.join(SUFFIXES)}), found none")
+    return found
+
+def _pictures(p:Path, out)->list: # (file, name) of what one argument means
+    if p.is_dir():
+        if (p/"ImageSets").is_dir(): raise ValueError(f"{p}: expected pictures alone, found a data set; name {p/'JPEGImages'} or a list in {p/'ImageSets'/'Segmentation'}")
+        masks = Path(out).resolve() if out else None
+        if masks == p.resolve(): raise ValueError(f"{p}: as --out, its masks would lie among the pictures; expected another folder, {p/'masks'} will do")
+        return [(f, name) for name, f in picture_files(p).items() if masks not in (p.resolve()/name).parents]
+    if not p.is_file(): raise FileNotFoundError(f"{p}: expected a picture or a folder of pictures, found neither")
+    if p.resolve().match("ImageSets/Segmentation/*.txt"):
+        return [(f, f.name) for f in open_data(p.resolve().parents[2], p.stem, (), tags_from=None).images.values()]
+    return [(p, p.name)]
 
 def from_stdin(paths # names; "-" stands for the lines of standard input
     )->list:         # of str
@@ -77,12 +85,12 @@ def from_stdin(paths # names; "-" stands for the lines of standard input
     if not names: raise ValueError("standard input: expected names of pictures, one a line, got none")
     return names
 
-def refuse_overwriting(files, # of Path, pictures
-                       out    # folder for their masks
+def refuse_overwriting(found, # of `find_pictures`
+                       out    # folder for the masks
     )->None:
     "A ValueError where a picture lies under the name its mask would get."
-    for f in files:
-        if f.resolve() == (Path(out)/f"{f.stem}.png").resolve(): raise ValueError(f"{f}: its mask would overwrite it; expected another folder as --out")
+    for f, name in found.items():
+        if f.resolve() == (Path(out)/name).with_suffix(".png").resolve(): raise ValueError(f"{f}: its mask would overwrite it; expected another folder as --out")
 
 # %% ../nbs/20_cli.ipynb #0ea43ad8
 def settings_of(a # parsed arguments
@@ -201,15 +209,15 @@ def cmd_bench(a # parsed arguments
 def cmd_predict(a # parsed arguments
     )->int:       # 1 if a picture could not be read
     "Write masks of pictures at their own size: palette PNGs, COCO's JSON, polygons, overlays."
-    files, failed = find_pictures(from_stdin(a.pictures)), []
-    if "png" in a.format: refuse_overwriting(files, a.out)
+    found, failed = find_pictures(from_stdin(a.pictures), a.out), []
+    if "png" in a.format: refuse_overwriting(found, a.out)
     model = open_model(a)
     batch = a.batch or (1 if torch.device(a.device).type == "cpu" else 8)  # forwards are shared where that fills the device
-    masks = segment_stream(model, read_ahead(files, failed), not a.no_crf, a.workers, batch, drop=a.drop)
+    masks = segment_stream(model, read_ahead(found, failed), not a.no_crf, a.workers, batch, drop=a.drop)
     with writer(a.out, model.classes.names, a.format, a.confidence) as write:
-        for f, seg in tqdm(masks, total=len(files), desc="predict"): write(f, seg)
+        for f, seg in tqdm(masks, total=len(found), desc="predict"): write(found[f], seg)
     names = ", ".join(f"{i} {n}" for i, n in enumerate(model.classes.names))
-    print(f"{len(files) - len(failed)} masks written to {a.out}; classes: {names}")
+    print(f"{len(found) - len(failed)} masks written to {a.out}; classes: {names}")
     for line in failed: print(f"skipped: {line}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -247,7 +255,7 @@ def open_found(a # parsed arguments
     if a.images:
         found = find_images(a.images, a.tags, a.classes)
         lists = {k: getattr(found, k) for k in ("untagged", "missing", "twice", "respelt")}
-        if a.strict and (said := findings(found)): raise ValueError(f"{a.images}: {'; '.join(said)}")
+        if a.strict and (said := findings(found)): raise ValueError(f"{a.tags} for {a.images}: {'; '.join(said)}")
         return own_model(a, found.classes), SegData(found.images, found.tags, found.classes.classes), findings(found), lists
     model = build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
     every = open_data(a.data, a.train_split, model.classes.classes, tags_from=None).ids
@@ -420,7 +428,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--resume", action="store_true", help="continue a stopped run")
     s = command("evaluate", cmd_evaluate); trained(s); splits(s, "val"); running(s); dropping(s)
     s = command("predict", cmd_predict, ""); trained(s); running(s); dropping(s)
-    s.add_argument("pictures", nargs="+", metavar="FILE|DIR|-", help="pictures, folders of them, or - for names on standard input, one a line")
+    s.add_argument("pictures", nargs="+", metavar="FILE|DIR|-", help="pictures, folders of them with their sub-folders, or - for names on standard input, one a line")
     s.add_argument("--format", nargs="+", choices=FORMATS, default=["png"], metavar="FORMAT", help=f"some of {', '.join(FORMATS)} (png)")
     s.add_argument("--confidence", action="store_true", help="also the probability of the winning class as a grey PNG, 0..255")
     s.add_argument("--batch", type=int, default=0, help="pictures looked at together (0: 8 on a GPU, 1 on a processor)")
@@ -443,7 +451,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s.add_argument("--push", metavar="USER/NAME", help="repository to send it to"); s.add_argument("--public", action="store_true", help="a new repository is for all")
     s = command("export", cmd_export, "", "file to write, .pt2 or .onnx"); trained(s)
     s.add_argument("--tol", type=float, default=1e-4, help="largest difference that passes, relative to the largest logit (%(default)s)")
-    s = command("bench", cmd_bench, what="JSON file to write"); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
+    s = command("bench", cmd_bench, what="JSON file to write, and the report beside it as .md"); s.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
     s.add_argument("--repeats", type=int, default=7)
     s.add_argument("--data", help="VOC folder with masks whose pictures are loaded and sharpened instead of drawn ones")
     s.add_argument("--quick", action="store_true", help="a tiny encoder, to see that everything runs")
@@ -454,11 +462,16 @@ def main(argv=None # list of str; None: the command line
     )->int:        # exit status
     "Entry point of the `weclip` command."
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it tells of its attempts itself; once is enough
     a = parser().parse_args(argv)
     try:
         if a.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("runs in one process; of all commands only train is shared by several")
         return a.run(a) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as e:
         print(f"weclip {a.command}: {e}", file=sys.stderr); return 2
+    except RuntimeError as e:
+        if "Failed to download weights" not in str(e): raise  # open_clip's words
+        print(f"weclip {a.command}: {str(e).partition('. Last error')[0]}; go online once, or give a file of the frozen CLIP's weights (--clip FILE); "
+              "with --clip tiny everything runs, but only drawings are understood", file=sys.stderr); return 2
     except KeyboardInterrupt:
         print(f"weclip {a.command}: interrupted; --resume continues a training", file=sys.stderr); return 130

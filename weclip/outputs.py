@@ -133,18 +133,19 @@ def writer(out,                    # folder to write into
            names,                  # by class id
            formats=("png",),       # some of `FORMATS`
            with_confidence=False,  # also the winning class's probability, 0..255
-    ):                             # yields a function that takes (file of the picture, Segmentation)
+    ):                             # yields a function that takes (picture's path below its folder, Segmentation)
     "Write the results of one picture after the other, in several formats; files as in the table above."
     if unknown := set(formats) - set(FORMATS): raise ValueError(f"formats: expected some of {FORMATS}, got {sorted(unknown)}")
     out = Path(out)
     with coco_writer(out/"coco.json", names) if "coco" in formats else nullcontext() as to_coco:
         def write(file, seg):
-            file = Path(file)
-            if "png" in formats: seg.save(out/f"{file.stem}.png")
-            if "coco" in formats: to_coco(file.name, seg)
-            if "overlay" in formats: _save(out/"overlay"/f"{file.stem}.jpg", _encode(with_legend(seg), "JPEG"))
-            if "polygons" in formats: _save(out/"polygons"/f"{file.stem}.geojson", json.dumps(geojson(seg, file.name)).encode())
-            if with_confidence: _save(out/"confidence"/f"{file.stem}.png", _encode(Image.fromarray((255*seg.confidence).round().astype(np.uint8))))
+            file = Path(file); name = file.as_posix()
+            if file.is_absolute() or ".." in file.parts: raise ValueError(f"{name}: expected a path below the folder of pictures, got one that leads elsewhere")
+            if "png" in formats: seg.save(out/file.with_suffix(".png"))
+            if "coco" in formats: to_coco(name, seg)
+            if "overlay" in formats: _save(out/"overlay"/file.with_suffix(".jpg"), _encode(with_legend(seg), "JPEG"))
+            if "polygons" in formats: _save(out/"polygons"/file.with_suffix(".geojson"), json.dumps(geojson(seg, name)).encode())
+            if with_confidence: _save(out/"confidence"/file.with_suffix(".png"), _encode(Image.fromarray((255*seg.confidence).round().astype(np.uint8))))
         yield write
 
 def _save(path, data:bytes)->None:

@@ -245,7 +245,8 @@ def open_images(folder,       # of pictures, perhaps with sub-folders
     "Open somebody's own pictures for training or pseudo labels, checked."
     found = find_images(folder, tags, classes)
     said = findings(found)
-    if strict and said: raise ValueError(f"{folder}: {'; '.join(said)}")
-    for line in said: _log.warning("%s: %s", folder, line)
+    where = folder if isinstance(tags, Mapping) or str(tags) == "folders" else f"{tags} for {folder}"
+    if strict and said: raise ValueError(f"{where}: {'; '.join(said)}")
+    for line in said: _log.warning("%s: %s", where, line)
     if check: check_pictures(found.images, progress)
     return SegData(found.images, found.tags, found.classes.classes, **kw), found.classes
