@@ -18,6 +18,11 @@ def run(root, tmp_path_factory):
     assert main(["demo", "--data", str(root), "--train-split", "train", "--out", str(out), *TINY, *FAST]) == 0
     return out
 
+@pytest.fixture
+def one_core(monkeypatch):
+    "Where a few pictures are drawn here, not in fresh processes that cost more than the drawing."
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
 def test_a_run_leaves_everything_behind(run):
     for f in ("model.safetensors", "checkpoint.pt", "results.json", "examples.png", "masks/crf/val_00000.png"): assert (run/f).is_file(), f
     r = json.loads((run/"results.json").read_text())
@@ -39,7 +44,7 @@ def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in said
     for p in (run/"masks"/"crf").iterdir(): assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
 
-def test_demo_draws_its_data_and_starts_afresh(tmp_path, monkeypatch, capsys):
+def test_demo_draws_its_data_and_starts_afresh(tmp_path, monkeypatch, capsys, one_core):
     monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"cache"))
     args = ["demo", "--train", "12", "--val", "2", "--out", str(tmp_path/"run"), "--no-crf", *FAST]
     assert main(args) == 0
@@ -49,7 +54,7 @@ def test_demo_draws_its_data_and_starts_afresh(tmp_path, monkeypatch, capsys):
     assert main(args) == 0  # where `train` would refuse
     assert json.loads((tmp_path/"run"/"results.json").read_text())["miou"] == first["miou"]
 
-def test_scenes_are_those_of_the_seed(tmp_path, capsys):
+def test_scenes_are_those_of_the_seed(tmp_path, capsys, one_core):
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert main(["scenes", "--out", str(tmp_path/name), "--train", "2", "--val", "1", "--test", "1", "--seed", seed]) == 0
     assert str(tmp_path/"c") in capsys.readouterr().out
@@ -57,7 +62,7 @@ def test_scenes_are_those_of_the_seed(tmp_path, capsys):
     assert files["a"] == files["b"] != files["c"] and len((tmp_path/"a"/"ImageSets"/"Segmentation"/"train.txt").read_text().split()) == 2
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
-def test_networks_of_no_training_are_those_of_the_seed(tmp_path, capsys):
+def test_networks_of_no_training_are_those_of_the_seed(tmp_path, capsys, one_core):
     from safetensors.torch import load_file
     from weclip.classifier import load_classifier, new_classifier
     from weclip.tinyclip import new_tiny

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from grid import HOLES, unfinished
-from weclip.compare import put_between, show, summary, verdicts
+from weclip.compare import effects, figure_run, put_between, show, summary, verdicts
 from weclip.config import MENDED, PAPER, PROFILES, to_dict
 from weclip.tables import (BLIND, CODE, DIFFERENCES, DRAWN, GRID, QUICK, QUICK_SIZES, SNAPSHOTS, TABLES, base, code_digest, collect, expected_minutes, keeps_features,
                            plan, read_mode, read_results, run_config, run_parameters, syntax)
@@ -82,12 +82,13 @@ def test_published_ablations():
 
 # ---- results and holes
 
+def write(folder, run, miou):
+    facts = dict(config=to_dict(run_config(run)), seed=run.seed, code=code_digest(), train_minutes=2, peak_gib=1., n_learnable=1)
+    (folder/f"{run.name}.json").write_text(json.dumps(dict(**facts, scores={f"{s}/{m}": dict(miou=miou) for s, m in run.scores})))
+
 @pytest.fixture
 def results(tmp_path):
-    for r in plan(["table4"], seeds=(1, 2)):
-        miou = (.3 if "refine" in r.settings else .5) + r.seed/100
-        facts = dict(config=to_dict(run_config(r)), seed=r.seed, code=code_digest(), train_minutes=2, peak_gib=1., n_learnable=1)
-        (tmp_path/f"{r.name}.json").write_text(json.dumps(dict(**facts, scores={f"{s}/{m}": dict(miou=miou) for s, m in r.scores})))
+    for r in plan(["table4"], seeds=(1, 2)): write(tmp_path, r, (.3 if "refine" in r.settings else .5) + r.seed/100)
     return tmp_path
 
 def damage(path, how):
@@ -118,6 +119,29 @@ def test_verdicts_use_the_spread(results):
     assert "**Appears** (1 of 1): decoder + RFM over decoder" in verdicts("table4", seeds=(1, 2), folder=results)
     assert "**Not resolved**" in verdicts("table4", seeds=(1,), folder=results)  # one seed has no spread
     assert "| 74.9 | 51.5 ± 0.7 | -23.4 |" in summary(seeds=(1, 2), folder=results)
+
+def test_effects_are_told_against_the_first_row(results):
+    "Spread .71 points, two seeds each: what differs by more than 2*.71*sqrt(1/2 + 1/2) = 1.4 points is resolved."
+    for r in plan(["ours1"], seeds=(1, 2)):
+        for label, miou in {"weight decay 1e-3": .4, "plain cross-entropy": .505}.items():
+            if f"ours1: {label}" in r.used_by: write(results, r, miou + r.seed/100)
+    lines = {x.split(" (")[0].removeprefix("| "): x for x in effects("ours1", seeds=(1, 2), folder=results).splitlines() if x.startswith("| ")}
+    assert lines["weight decay 1e-3"].endswith("| 41.5 ± 0.7 | -10.0 | 1.4 | yes |") and lines["plain cross-entropy"].endswith("| 52.0 ± 0.7 | +0.5 | 1.4 | no |")
+    assert lines["COCO in batches of 4"].endswith("| 51.5 ± 0.7 | the same run |  |  |")  # the scenes' batches are no COCO's
+    assert lines["own size"].endswith("| – | – | – | – |")                               # another evaluation, which nobody has made
+
+def test_ours_stands_below_the_paper(results):
+    write(results, plan(["table1"], seeds=(1,))[0], .5)
+    lines = show("table1", seeds=(1,), folder=results).splitlines()
+    k = next(i for i, x in enumerate(lines) if ", the paper's |" in x)
+    assert lines[k:k + 3] == ["| WeCLIP (ViT, I+L), the paper's | 74.9 | 76.4 | 75.2 | 77.2 |", "| **WeCLIP, ours** | 50.0 | 50.0 | 50.0 | 50.0 |",
+                              "| difference | -24.9 | -26.4 | -25.2 | -27.2 |"]
+
+def test_a_figure_says_what_it_lacks(results, tmp_path):
+    run, hole = figure_run("figure4", seeds=(1,), folder=results, out=tmp_path/"runs")
+    assert hole == f"Not drawn: missing: {run.name}/masks/ms. Filled by `weclip tables figure4 --profile scenes --seeds 1`."
+    (tmp_path/"runs"/run.name/"masks"/"ms").mkdir(parents=True)
+    assert figure_run("figure4", seeds=(1,), folder=results, out=tmp_path/"runs") == (run, None)
 
 def test_digest_is_of_all_that_a_number_can_depend_on():
     "The modules that the job imports, and those they import; left out are settings, which name the run, and what only shows or plans."

@@ -28,3 +28,13 @@ def test_pictures_are_drawn_once(tmp_path):
     stamp = (tmp_path/"img.npy").stat().st_mtime_ns
     b = pretraining_set(tmp_path, 4, workers=1)
     assert (a["img"] == b["img"]).all() and (tmp_path/"img.npy").stat().st_mtime_ns == stamp and a["facts"].any()
+
+def test_the_classifier_is_stored_as_it_was_trained(tmp_path):
+    from weclip.classifier import class_logits, load_classifier, new_classifier, train_classifier
+    model = train_classifier(tmp_path, 16, **FEW)
+    stored, img = load_classifier(tmp_path/"classifier.safetensors"), torch.rand(2, 3, 112, 112)
+    assert (class_logits(stored, img) - class_logits(model, img)).abs().max() < 1e-2  # half precision
+    assert not model.head.weight.equal(new_classifier(0).head.weight) and not stored.training
+    losses = [json.loads(line)["loss"] for line in (tmp_path/"log.jsonl").read_text().splitlines()]
+    assert len(losses) == 4 and all(.3 < x < 1.5 for x in losses)  # of a guess: log 2
+    with pytest.raises(FileNotFoundError, match="weclip classifier"): load_classifier(tmp_path/"nowhere.safetensors")
