@@ -187,3 +187,14 @@ def test_the_grid_knows_the_texts_of_holes():
     "Each stands in the code or the page that says it; otherwise the grid would look for what nobody says any more."
     said = "".join(p.read_text(encoding="utf-8") for p in [ROOT/"weclip"/"compare.py", *EXPERIMENTS.glob("*.ipynb")]).replace("\\n", "")
     assert not [hole for hole in HOLES if hole.strip() not in said]
+
+def test_the_reading_in_the_readme_is_of_the_stored_numbers():
+    "What the README says of the five maps stands in the file that Table 6's page wrote, and what it says of the spread in its own block."
+    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    told = readme.split("How to read it: ")[1].split("\n\n")[0]
+    labels = dict(json.loads((ROOT/"experiments"/"results"/"why-table6-scenes.json").read_text(encoding="utf-8"))["rows"])
+    full, attn, aff, gated = (labels[k] for k in ("A_f A_s", "A_s", "A_f", "G A_s"))
+    assert f"({full}, with the filter G {labels['A_f G A_s']})" in told and f"attention alone ({attn})" in told and f"affinity alone ({aff})" in told
+    assert f"({gated} is left of the {attn})" in told and float(gated) < float(attn) < float(aff) < float(full)
+    spread = float(readme.split("Spread of a run ")[1].split()[0])
+    assert f"a run spreads by {spread:.1f} points" in told and f"have to differ by {2*spread*(2/3)**.5:.0f} before" in told

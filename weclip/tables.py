@@ -334,7 +334,7 @@ def run_parameters(run:Run,             # of `plan`
                 out=str(out), results=str(results))
 
 # %% ../nbs/18b_tables.ipynb #430d7a87
-SECONDS = dict(iteration=.22, supervised=.12, encode=.27, single=.06, ms=.14, kept=.03, crf=.04, stage=.08, start=12., features=.035, drawing=.014)
+SECONDS = dict(iteration=.22, supervised=.17, encode=.27, single=.06, ms=.14, kept=.03, crf=.04, stage=.08, start=12., features=.035, drawing=.014)
 PAPER_ITERATION = 4.5*3600/30_000  # seconds, Table 3
 
 def expected_minutes(run:Run # of `plan`
