@@ -66,7 +66,7 @@ def grid_spread(values,     # as `grid_values` gives them
 def orderings(cells,  # of `collect`
               column, # whose rows are compared
               spread  # as `run_spread` gives it, in the cells' unit
-    )->list:          # of dicts: better, worse (labels, by the paper), paper, ours (differences), bound, verdict
+    )->list:          # of dicts: better, worse (labels, by the paper), paper, ours (differences), bound, seeds, verdict
     "What became of the paper's ordering of each pair of rows."
     rows = [c for c in cells if c["column"] == column and isinstance(c["paper"], (int, float)) and c["mean"] is not None]
     pairs = []
@@ -74,7 +74,7 @@ def orderings(cells,  # of `collect`
         if a["paper"] < b["paper"]: a, b = b, a
         ours, bound = paired(a["values"], b["values"], spread)
         verdict = "not resolved" if not abs(ours) > bound else "appears" if ours > 0 else "reversed"
-        pairs.append(dict(better=a["label"], worse=b["label"], paper=a["paper"] - b["paper"], ours=ours, bound=bound, verdict=verdict))
+        pairs.append(dict(better=a["label"], worse=b["label"], paper=a["paper"] - b["paper"], ours=ours, bound=bound, seeds=len(a["values"].keys() & b["values"].keys()), verdict=verdict))
     return sorted(pairs, key=lambda p: -p["paper"])
 
 # %% ../nbs/18c_compare.ipynb #a0e3b36a
@@ -178,8 +178,8 @@ def verdicts(name,               # of `TABLES`
     said = [f"**{v.capitalize()}** ({len(ps)} of {len(pairs)}): " + "; ".join(f"{p['better']} over {p['worse']}" for p in ps) + "."
             for v in ("appears", "reversed", "not resolved") if (ps := [p for p in pairs if p["verdict"] == v])]
     how = _spread(*spread)
-    rows = [[f"{p['better']} over {p['worse']}", f"{p['paper']:+.1f}", f"{p['ours']:+.1f}", _num(p["bound"]), p["verdict"]] for p in pairs]
-    return Text("\n\n".join([how, *said, markdown_table(["pair", "paper", "ours", "bound, 95 %", "verdict"], rows)]))
+    rows = [[f"{p['better']} over {p['worse']}", f"{p['paper']:+.1f}", f"{p['ours']:+.1f}", _num(p["bound"]), str(p["seeds"]), p["verdict"]] for p in pairs]
+    return Text("\n\n".join([how, *said, markdown_table(["pair", "paper", "ours", "bound, 95 %", "seeds", "verdict"], rows)]))
 
 # %% ../nbs/18c_compare.ipynb #3df034fc
 def effects(name,               # of `TABLES`
