@@ -6,7 +6,7 @@ import nbformat, pytest
 from weclip.cli import main
 from weclip.config import to_dict
 from weclip.kernels import Job, execute, executed, failure_file
-from weclip.runner import hold, run_tables, set_up
+from weclip.runner import hold, run_tables, set_up, show_plan
 from weclip.tables import code_digest, plan, run_config, run_parameters
 
 RUNS = plan(["table4"], quick=True)
@@ -89,6 +89,20 @@ def test_runs_then_pages_then_nothing(grid, capsys):
     page = nbformat.read(open(grid["out"]/"table4.ipynb"), 4)
     assert f"{FIRST}.json" in page.cells[-1].outputs[0]["data"]["text/plain"] and "[1, 2, 3],\n 'cpu'" in page.cells[-1].outputs[0]["data"]["text/plain"]
     assert go(grid)[0] == 0 and starts(grid, FIRST) == starts(grid, SECOND) == ["0"]
+
+def test_a_page_without_runs_starts_with_the_runs(grid, tmp_path):
+    "Figure 5 trains its own network: the workers should not wait for each other."
+    page(tmp_path/"figure5.ipynb", "out = ''", "import time; open(f'{out}/figure5.when', 'w').write(str(time.time()))")
+    behave(tmp_path, {FIRST: "slow"})
+    assert go(grid, names=["table4", "figure5"])[0] == 0
+    assert float((grid["out"]/"figure5.when").read_text()) < (grid["out"]/FIRST/"progress.json").stat().st_mtime
+
+def test_what_a_page_trains_itself_is_in_the_plan(tmp_path):
+    s = set_up(["figure5"], out=tmp_path, results=tmp_path/"results", workers=2, device="cpu")
+    assert "figure5 trains a classifier of its own: 40 min" in show_plan(s) and "0 iterations: 20 min with 2" in show_plan(s)
+    assert "of its own" not in show_plan(set_up(["figure5"], quick=True, out=tmp_path, device="cpu"))
+    (tmp_path/"classifier").mkdir(); (tmp_path/"classifier"/"classifier.safetensors").touch()
+    assert "of its own" not in show_plan(s) and "0 iterations: 0 s" in show_plan(s)
 
 def test_a_deleted_result_comes_back_alone(grid):
     go(grid); result(grid, FIRST).unlink()

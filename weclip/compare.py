@@ -205,8 +205,12 @@ def effects(name,               # of `TABLES`
 def _effect(c, first, spread)->list: # three cells
     if c["mean"] is None or first["mean"] is None: return ["–"]*3
     if c["source"] == first["source"]: return ["the same run", "", ""]
+    if _models(c) == _models(first): spread = run_spread([c["values"], first["values"]])  # the same models: training has no part in the difference
     d, bound = paired(c["values"], first["values"], spread)
     return [f"{d:+.1f}", _num(bound), "yes" if abs(d) > bound else "no"]
+
+def _models(c)->list: # names of the runs behind a cell
+    return [s.split(":")[0] for s in c["source"]]
 
 # %% ../nbs/18c_compare.ipynb #1c516996
 def summary(profile="scenes",   # data set
