@@ -11,7 +11,7 @@ from weclip.tables import collect, plan
 EXPERIMENTS = Path(__file__).resolve().parents[1]/"experiments"
 ALONE = ("01_run", "02_gates")  # a run is executed for each training, the gates are no table
 # what a page says instead of what it lacks
-HOLES = ("Not drawn: ", "Not measured: ", "The model is not in ", "The models are not in ", "No results yet", "No pair of rows has", "is written when the run is made here", "not looked at here")
+HOLES = ("Not drawn: ", "Not measured: ", "No results yet", "No pair of rows has", "is written when the run is made here")
 
 def unfinished(path):
     "What is wrong with an executed page: cells that did not run, that failed, or that say there is nothing to show."
