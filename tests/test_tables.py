@@ -171,6 +171,36 @@ def test_readme_has_the_block():
     text = (ROOT/"README.md").read_text(encoding="utf-8")
     assert put_between(text, "new", "results").count("new\n<!-- /results -->") == 1
 
+# ---- what is committed
+
+def stored(name, call):
+    "The Markdown that a page shows below the cell that begins with a call."
+    cell, = [c for c in cells(name) if c["cell_type"] == "code" and "".join(c["source"]).startswith(call)]
+    return "".join("".join(o["data"]["text/markdown"]) for o in cell["outputs"] if "text/markdown" in o.get("data", ()))
+
+@pytest.fixture(scope="session")
+def committed():
+    "The folder of the committed results, if they are of this code."
+    had = read_results(EXPERIMENTS/"results", plan())
+    if old := [n for n, r in had.items() if isinstance(r, str) and r.startswith("stale")]: pytest.skip(f"{len(old)} of {len(had)} committed results are of other code; `weclip tables --rerun-stale` renews them")
+    return EXPERIMENTS/"results"
+
+def test_every_run_of_the_scenes_is_committed(committed):
+    assert not {n: r for n, r in read_results(committed, plan()).items() if isinstance(r, str)}
+
+@pytest.mark.parametrize("name", [t.name for t in TABLES.values() if t.rows and t.columns and not t.name.startswith("figure")])
+def test_stored_pages_show_the_committed_results(committed, name):
+    made = effects(name, folder=committed) if name == "ours1" else show(name, folder=committed)
+    for page in (f"{name}.ipynb", "results.ipynb"): assert stored(page, f'{"effects" if name == "ours1" else "show"}("{name}"') == made, page
+
+def test_stored_verdicts_and_the_block_of_the_readme(committed):
+    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    for name in ("table4", "table5", "table6", "ours3"):
+        made = verdicts(name, seeds=(1, 2, 3, 4, 5), folder=committed)
+        for page in (f"{name}.ipynb", "results.ipynb"): assert stored(page, f'verdicts("{name}"') == made, page
+        if name != "ours3": assert made.partition("| pair")[0].strip().replace("\n\n", " ") in readme
+    assert summary(folder=committed) in readme
+
 def test_the_grid_notices_what_a_page_lacks(tmp_path):
     code = dict(cell_type="code", source=["1"], metadata={}, outputs=[])
     shown = dict(output_type="execute_result", data={"text/plain": [f"'{HOLES[0]}missing'"]})
