@@ -175,7 +175,7 @@ def test_readme_has_the_block():
 
 def stored(name, call):
     "The Markdown that a page shows below the cell that begins with a call."
-    cell, = [c for c in cells(name) if c["cell_type"] == "code" and "".join(c["source"]).startswith(call)]
+    cell, = [c for c in cells(name) if c["cell_type"] == "code" and "".join(c["source"]).startswith(call) or f"\n{call}" in "".join(c["source"])]
     return "".join("".join(o["data"]["text/markdown"]) for o in cell["outputs"] if "text/markdown" in o.get("data", ()))
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from pathlib import Path
 import json
 import numpy as np
 from scipy.stats import t as student
-from .job import write_json
 from .tables import DRAWN, TABLES, chosen, code_digest, collect, mean_sd, plan, read_results, value
 
 # %% ../nbs/18c_compare.ipynb #e5c15d19
@@ -274,7 +273,7 @@ def keep_table(path, # as `kept_file` gives it
                rows  # of the others
     )->Text:
     "Write a table and show it."
-    write_json(path, dict(code=code_digest(), head=head, rows=rows))
+    part = Path(f"{path}.part"); part.write_text(json.dumps(dict(code=code_digest(), head=head, rows=rows), indent=1) + "\n", encoding="utf-8"); part.replace(path)
     return markdown_table(head, rows)
 
 def kept_table(path, # as `kept_file` gives it
