@@ -50,7 +50,7 @@ def test_plans_of_all_profiles(profile):
     assert len({r.name for r in runs}) == len(runs) and all(r.scores or r.used_by == ("table3: WeCLIP",) for r in runs)
     quick = plan((), profile, quick=True)
     assert len(quick) == len(plan((), profile, seeds=(1,), quick=True)) <= len(runs) and {r.sizes for r in quick} == {QUICK_SIZES}
-    assert not {r.name for r in quick} & {r.name for r in runs} and all(run_config(r).iters == QUICK["iters"] for r in quick)
+    assert not {r.name for r in quick} & {r.name for r in runs} and all(run_config(r).iters <= 4*QUICK["iters"] for r in quick)
 
 def test_photographs_run_as_the_paper_says():
     voc, coco = run_config(plan(["table1"], "voc", seeds=(1,))[0]), run_config(plan(["table2"], "coco", seeds=(1,))[0])

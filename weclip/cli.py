@@ -359,7 +359,7 @@ def tables_arguments(subs # of `ArgumentParser.add_subparsers`
     )->None:
     "Add `weclip tables`."
     s = subs.add_parser("tables", help=cmd_tables.__doc__, description=cmd_tables.__doc__); s.set_defaults(run=cmd_tables)
-    s.add_argument("names", nargs="*", metavar="NAME", help="table1 ... table7, figure3 ... figure5, ours1 ... ours3, results; all of the profile if left out")
+    s.add_argument("names", nargs="*", metavar="NAME", help="table1 ... table7, figure3 ... figure5, ours1 ... ours4, results; all of the profile if left out")
     s.add_argument("--profile", default="scenes", help="scenes | voc | coco (%(default)s)")
     s.add_argument("--recipe", default="released", help="released | paper | mended (%(default)s)")
     s.add_argument("--seeds", type=int, default=3, help="of every run (%(default)s)")

@@ -127,7 +127,7 @@ class Cost(NamedTuple):
 STATED = dict(
     voc=Cost(9, 0, 6.2, "the paper's 4.5 h and 6.2 GB on one GPU; scoring not counted"),
     coco=Cost(18, 0, 12.4, "the paper's figures for VOC times two, for batches twice as large; scoring not counted"),
-    scenes=Cost(4.2, 1, .8, "the grid's mean on two cores of an AMD EPYC; 11 GB of page cache help"))
+    scenes=Cost(4.6, .8, .83, "the means of the 108 runs on two cores of an AMD EPYC, two at a time; they leave 21 GB of files"))
 
 CLASSIFIER = ("figure5", "classifier/classifier.safetensors", 40)  # page that trains it where it is missing, file below the runs, minutes on one core
 
