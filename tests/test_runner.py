@@ -5,8 +5,8 @@ from threading import Thread
 import nbformat, pytest
 from weclip.cli import main
 from weclip.config import to_dict
-from weclip.kernels import Job, execute, executed, failure_file
-from weclip.runner import hold, run_tables, set_up, show_plan
+from weclip.kernels import Job, cards_for, execute, executed, failure_file, local
+from weclip.runner import hold, read_places, run_tables, set_up, show_plan
 from weclip.tables import code_digest, plan, run_config, run_parameters
 
 RUNS = plan(["table4"], quick=True)
@@ -101,7 +101,9 @@ def test_what_a_page_trains_itself_is_in_the_plan(tmp_path):
     s = set_up(["figure5"], out=tmp_path, results=tmp_path/"results", workers=2, device="cpu")
     assert "figure5 trains a classifier of its own: 40 min" in show_plan(s) and "0 iterations: 20 min with 2" in show_plan(s)
     assert "of its own" not in show_plan(set_up(["figure5"], quick=True, out=tmp_path, device="cpu"))
-    (tmp_path/"classifier").mkdir(); (tmp_path/"classifier"/"classifier.safetensors").touch()
+    (tmp_path/"classifier").mkdir(); (tmp_path/"classifier"/"classifier.safetensors").touch(); (tmp_path/"classifier"/"code.txt").write_text(code_digest())
+    assert "of its own" in show_plan(s)  # by code without the classifier's
+    (tmp_path/"classifier"/"code.txt").write_text(code_digest("classifier"))
     assert "of its own" not in show_plan(s) and "0 iterations: 0 s" in show_plan(s)
 
 def test_a_deleted_result_comes_back_alone(grid):
@@ -157,10 +159,25 @@ def test_stale_results_are_shown_and_kept_until_asked(grid):
     go(grid); r = json.loads(result(grid, FIRST).read_text()); result(grid, FIRST).write_text(json.dumps({**r, "code": "0"*12}))
     (grid["out"]/FIRST/"code.txt").write_text("0"*12)  # its checkpoint, too
     status, said = go(grid)
-    assert status == 1 and f"no number: {FIRST}: stale" in said and len(starts(grid, FIRST)) == 1
+    assert status == 1 and f"no number: {FIRST}: stale" in said and "with --rerun-stale also what is stale" in said and len(starts(grid, FIRST)) == 1
     assert "0 of 2 runs to do" in go(grid, dry_run=True)[1] and "1 of 2 runs to do" in go(grid, dry_run=True, rerun_stale=True)[1]
     assert go(grid, rerun_stale=True)[0] == 0 and starts(grid, FIRST) == ["0"]  # from the beginning, in a new folder
     assert (grid["out"]/f"{FIRST}.old"/"checkpoint.pt").exists()
+
+def test_features_of_other_code_are_moved_aside_and_halves_removed(grid):
+    cache = grid["out"]/"cache"; cache.mkdir(); (cache/"tokens-1.npy").touch(); go(grid)  # by nobody knows what code
+    assert not (cache/"tokens-1.npy").exists() and (grid["out"]/"cache.old"/"tokens-1.npy").exists()
+    dead = subprocess.Popen([sys.executable, "-c", ""]); dead.wait()
+    for name in ("tokens-2.npy", f"tokens-3.{dead.pid}.part", f"tokens-4.{os.getpid()}.part"): (cache/name).touch()
+    go(grid); assert {p.name for p in cache.iterdir()} == {"code.txt", "tokens-2.npy", f"tokens-4.{os.getpid()}.part"}
+
+def test_a_plan_believes_checkpoints_only(grid):
+    go(grid); result(grid, FIRST).unlink()
+    folder = grid["out"]/FIRST; (folder/"progress.json").write_text(json.dumps(dict(stage="training", done=2, total=4, time=1)))
+    def said(): return next(line for line in go(grid, dry_run=True)[1].splitlines() if line.startswith(FIRST))
+    assert "stopped at 2" in said()
+    (folder/"checkpoint.pt").unlink(); assert "to do" in said()  # killed before the first
+    (folder/"checkpoint.pt").touch(); (folder/"code.txt").write_text("f"*12); assert "to do" in said()
 
 # ---- two runners, and a runner that dies
 
@@ -169,6 +186,7 @@ def test_a_second_runner_is_refused(grid, tmp_path, capsys):
     first = command(grid); running(grid, FIRST)
     argv = ["tables", "table4", "--quick", "--device", "cpu", "--out", str(grid["out"]), "--results", str(grid["results"])]
     assert main(argv) == 2 and f"process {first.pid} on" in capsys.readouterr().err
+    assert main([*argv[:-1], str(tmp_path/"other")]) == 2 and f"{grid['out']}: another runner" in capsys.readouterr().err
     assert first.wait(240) == 0 and main([*argv, "--dry-run"]) == 0
 
 def test_a_killed_runner_takes_its_kernels_along_and_its_successor_resumes(grid, tmp_path):
@@ -243,6 +261,30 @@ def test_a_page_without_a_parameter_is_named(grid, tmp_path):
     page(tmp_path/"01_run.ipynb", "nam = ''", "1")
     status, said = go(grid)
     assert status == 1 and "unknown parameter of 01_run.ipynb: " in said
+
+def test_the_collecting_page_needs_no_photographs(tmp_path, monkeypatch):
+    monkeypatch.delenv("WECLIP_VOC", raising=False); monkeypatch.chdir(tmp_path)
+    page(tmp_path/"01_run.ipynb", "x = 1"); page(tmp_path/"results.ipynb", "results = ''", "results")
+    places = dict(profile="voc", notebooks=tmp_path, out=tmp_path/"runs", results=tmp_path/"results", device="cpu", workers=1)
+    assert run_tables(set_up(["results"], **places)) == 0
+    with pytest.raises(FileNotFoundError, match="VOCtrainval"): run_tables(set_up(["table4"], **places))
+
+def test_one_card_of_two(monkeypatch):
+    monkeypatch.setattr("weclip.kernels.gpus", lambda: ["3", "5"]); seen = []
+    monkeypatch.setattr("weclip.kernels.execute", lambda job, env, live: seen.append(env) or "")
+    for device, cards in (None, ["3", "5"]), ("cuda", ["3", "5"]), ("cuda:1", ["5"]):
+        assert cards_for(device) == cards
+        call, name = local(2, device); seen.clear(); call(None, {}); call(None, {})
+        assert name == "cuda" and [e["CUDA_VISIBLE_DEVICES"] for e in seen] == (cards*2)[:2]
+
+def test_relative_places_are_meant_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); monkeypatch.setenv("WECLIP_VOC", "photos"); monkeypatch.setenv("WECLIP_CLIP", "openai"); monkeypatch.delenv("WECLIP_COCO", raising=False)
+    assert read_places() == dict(voc=str(tmp_path/"photos"), clip="openai")
+
+def test_the_scenes_do_not_see_the_photographs_clip(grid, tmp_path):
+    page(tmp_path/"figure5.ipynb", "clip = None", "f'clip: {clip!r}'"); config = tmp_path/"weclip.toml"; config.write_text('clip = "ViT-B-16.pt"\n')
+    assert go(grid, names=["figure5"], config=config)[0] == 0
+    assert "clip: ''" in nbformat.read(open(grid["out"]/"figure5.ipynb"), 4).cells[-1].outputs[0]["data"]["text/plain"]
 
 def test_hold_says_who(tmp_path):
     with hold(tmp_path), pytest.raises(ValueError, match=f"process {os.getpid()} on .*, since"):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['why', 'Kernel', 'Job', 'executed', 'fresh_folder', 'execute', 'clock', 'Note', 'read_note', 'minutes_left',
-           'grid_left', 'Board', 'gpus', 'environments', 'local', 'cluster', 'failure_file', 'run_jobs']
+           'grid_left', 'Board', 'gpus', 'cards_for', 'environments', 'local', 'cluster', 'failure_file', 'run_jobs']
 
 # %% ../nbs/19b_kernels.ipynb #b76adf58
 from contextlib import suppress
@@ -25,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from .classes import one_of
 from .job import write_json
+from .tables import made_by
 
 # %% ../nbs/19b_kernels.ipynb #7df7176b
 def _oom_kills(
@@ -45,7 +46,7 @@ def why(error,          # what papermill raised
     else: text = f"{type(error).__name__}: {error}"
     text = " ".join(text.split())[:300]
     if "No space left" in text or "SIGBUS" in text or free < 2**26: return f"the disk is full ({text})"
-    if oom or re.search("out ?of ?memory|MemoryError|can't allocate memory", text, re.I): return f"out of memory ({text})"
+    if (oom and exit_code == -signal.SIGKILL) or re.search("out ?of ?memory|MemoryError|can't allocate memory", text, re.I): return f"out of memory ({text})"
     return text
 
 # %% ../nbs/19b_kernels.ipynb #158dc7d3
@@ -80,14 +81,14 @@ def executed(job # a `Job`, or anything with name and out
     return Path(job.out)/f"{job.name}.ipynb"
 
 # %% ../nbs/19b_kernels.ipynb #2ae129e5
-def fresh_folder(folder, # of a run
+def fresh_folder(folder, # of a run, of features or of weights
                  code    # digest of the code as it is now
     )->None:
-    "Make a run's folder, or keep the one that the same code has made."
-    folder, mark = Path(folder), Path(folder)/"code.txt"
-    if folder.exists() and not (mark.is_file() and mark.read_text() == code):
+    "Make a folder, or keep the one that the same code has made."
+    folder = Path(folder)
+    if folder.exists() and not made_by(folder, code):
         old = folder.with_name(f"{folder.name}.old"); shutil.rmtree(old, ignore_errors=True); folder.rename(old)
-    folder.mkdir(parents=True, exist_ok=True); mark.write_text(code)
+    folder.mkdir(parents=True, exist_ok=True); (folder/"code.txt").write_text(code)
 
 # %% ../nbs/19b_kernels.ipynb #e58e7009
 def execute(job:Job,  # what to run
@@ -101,12 +102,17 @@ def execute(job:Job,  # what to run
         copy.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{copy}.lock", timeout=60), open(f"{copy}.log", "w") as log:
             if job.code: fresh_folder(copy.with_suffix(""), job.code)
-            for name in job.parameters: one_of(name, papermill.inspect_notebook(job.notebook), f"parameter of {Path(job.notebook).name}")
-            start = dict(env={**os.environ, **(env or {})}, cwd=str(Path(job.notebook).parent), stdout=log, stderr=log)
+            known = papermill.inspect_notebook(job.notebook)
+            for name in job.parameters: one_of(name, known, f"parameter of {Path(job.notebook).name}")
+            start = dict(env={**os.environ, **_absolute(os.environ), **(env or {})}, cwd=str(Path(job.notebook).parent), stdout=log, stderr=log)
             papermill.execute_notebook(job.notebook, str(copy), job.parameters, engine_name="weclip", progress_bar=False, start=start, started=started)
     except Exception as e: return why(e, kernel[0].poll() if kernel else None, _free(copy.parent), _oom_kills() > kills)
     finally: live.pop(job.name, None)
     return ""
+
+def _absolute(environ)->dict: # name -> path
+    "WECLIP_VOC, WECLIP_CACHE ... as seen from the notebook's folder."
+    return {k: str(Path(v).expanduser().absolute()) for k, v in environ.items() if k.startswith("WECLIP_") and v != "openai"}
 
 def _free(folder)->int: # bytes
     return shutil.disk_usage(folder).free if folder.exists() else 2**40
@@ -164,7 +170,7 @@ class Board:
         self.bars = [tqdm(bar_format="{desc}", position=k, file=self.file, leave=False) for k in range(n)]
 
     def say(self, text)->None: # str
-        tqdm.write(text, file=self.file); self.file.flush()
+        with suppress(OSError): tqdm.write(text, file=self.file); self.file.flush()  # a full disk or a closed pipe stops no run
 
     def start(self, job)->None: self.began[job.name] = time.time()
 
@@ -191,9 +197,9 @@ class Board:
 
     def show(self)->None:
         now = time.time()
-        if self.bars:
+        with suppress(OSError):
             for bar, text in zip(self.bars, chain(self.lines(now)[-len(self.bars):], repeat(""))): bar.set_description_str(text[:shutil.get_terminal_size().columns - 1])
-        elif now - self.shown >= self.every: self.shown = now; print(*self.lines(now), sep="\n", file=self.file, flush=True)
+            if not self.bars and now - self.shown >= self.every: self.shown = now; print(*self.lines(now), sep="\n", file=self.file, flush=True)
 
     def close(self)->None:
         for bar in self.bars: bar.close()
@@ -205,6 +211,15 @@ def gpus(
     if not torch.cuda.is_available(): return []
     return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
 
+def cards_for(device=None # "cpu", "cuda", "cuda:1" ...; None: graphics cards, if there are any
+    )->list:              # of str, some of `gpus`
+    "The graphics cards that a device means."
+    try: kind, index = (d := torch.device(device or "cuda")).type, d.index
+    except RuntimeError as e: raise ValueError(f"device: expected cpu, cuda, cuda:0 ..., got {device!r}") from e
+    found = gpus() if kind == "cuda" else []
+    if device and kind == "cuda" and (index or 0) >= len(found): raise ValueError(f"device: expected a graphics card that is here ({len(found)} are), got {device!r}")
+    return found if index is None else found[index:index + 1]
+
 def environments(workers:int, # at a time
                  cards:list   # of `gpus`
     )->list:                  # of dict, one per worker
@@ -213,16 +228,16 @@ def environments(workers:int, # at a time
     return [dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1") if workers > 1 else {}]*workers
 
 def local(workers:int,   # at a time
-          device=None    # where to compute; None: graphics cards, if there are any
-    )->tuple:            # function (job, live) -> reason, name of the device
+          device=None    # as in `cards_for`
+    )->tuple:            # function (job, live) -> reason, name of the device in a kernel, which sees one card
     "Kernels on this machine."
-    cards, free = [] if device == "cpu" else gpus(), SimpleQueue()
+    cards, free = cards_for(device), SimpleQueue()
     for env in environments(workers, cards): free.put(env)
     def call(job, live):
         env = free.get()
         try: return execute(job, env, live)
         finally: free.put(env)
-    return call, "cuda" if cards else "cpu"
+    return call, "cuda" if cards else device or "cpu"
 
 # %% ../nbs/19b_kernels.ipynb #286b614e
 def cluster(workers:int, # at a time
@@ -241,7 +256,7 @@ def cluster(workers:int, # at a time
     def call(job, live):
         task = executor.submit(execute, job, env); live[job.name] = task.cancel
         try: return task.result()
-        except Exception as e: return f"job {task.job_id} ended without an answer ({str(e).splitlines()[0]}); its log: {task.paths.stderr}"
+        except Exception as e: return f"job {task.job_id} ended without an answer ({(str(e) or type(e).__name__).splitlines()[0]}); its log: {task.paths.stderr}"
         finally: live.pop(job.name, None)
     return call, "cuda" if wanted["gpus_per_node"] else "cpu"
 
@@ -268,7 +283,9 @@ def run_jobs(jobs:list,   # of `Job`
     live, over, done, outcome = {}, Event(), Event(), {}
     def work(job):
         if over.is_set(): return
-        board.start(job); reason = call(job, live)
+        board.start(job)
+        try: reason = call(job, live)
+        except Exception as e: reason = why(e)  # the engine's own failure is one job's, too
         if over.is_set(): board.say(f"{job.name} ({job.label}): stopped; it goes on from its checkpoint"); return
         outcome[job.name] = reason; _note_end(job, reason); board.end(job, reason)
     def crew():
@@ -277,9 +294,19 @@ def run_jobs(jobs:list,   # of `Job`
     Thread(target=crew, daemon=True).start()
     try:
         while not done.wait(1): board.show()
-    except KeyboardInterrupt:
-        over.set()
-        for stop in list(live.values()): stop()
-        done.wait(60); raise
+    except BaseException:
+        over.set(); _stop_all(live, done); raise
     finally: board.close()
     return {j.name: outcome.get(j.name, "the runner itself failed; see above") for j in jobs}
+
+def _stop_all(live:dict,  # name -> function that stops it; grows while kernels start
+              done:Event, # set when all have ended
+              seconds=60  # to wait
+    )->None:
+    "Stop each job once, and wait for their ends."
+    asked:set = set()
+    for _ in range(seconds):
+        for name in [*live.keys() - asked]:
+            asked.add(name)
+            with suppress(Exception): live[name]()
+        if done.wait(1): return

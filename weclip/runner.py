@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'DOWNLOADS', 'RUN', 'STATED', 'CLASSIFIER', 'read_places', 'missing_data', 'find_notebooks', 'Setup',
-           'set_up', 'Cost', 'cost_of', 'state', 'to_run', 'minutes_of', 'show_plan', 'hold', 'run_tables']
+           'set_up', 'Cost', 'cost_of', 'state', 'iterations_done', 'to_run', 'minutes_of', 'show_plan', 'hold',
+           'run_tables']
 
 # %% ../nbs/19c_runner.ipynb #c070b9d9
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -18,9 +19,9 @@ from filelock import FileLock, Timeout
 from .classes import get_classes, one_of
 from .data import open_data
 from .job import write_json
-from .kernels import Board, Job, clock, cluster, failure_file, gpus, grid_left, local, read_note, run_jobs
+from .kernels import Board, Job, cards_for, clock, cluster, failure_file, fresh_folder, gpus, grid_left, local, read_note, run_jobs
 from .scenes import cache_dir
-from .tables import BLIND, DRAWN, LISTS, TABLES, Run, chosen, code_digest, data_root, plan, read_results, run_config, run_parameters
+from .tables import BLIND, DRAWN, LISTS, TABLES, Run, chosen, code_digest, data_root, made_by, plan, read_results, run_config, run_parameters
 
 # %% ../nbs/19c_runner.ipynb #ac7cfe48
 PLACES = ("voc", "coco", "clip")
@@ -33,8 +34,15 @@ def read_places(config=None # a TOML file; None: weclip.toml, if there is one
     try: said = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as e: raise ValueError(f"{path}: expected TOML such as voc = \"data/VOC2012\", got something else ({e})") from e
     for key in said: one_of(key, (*PLACES, "submitit"), f"entry of {path}")
-    places = {k: v if k == "submitit" or v == "openai" else str((path.parent/v).absolute()) for k, v in said.items()}
-    return {**places, **{k: v for k in PLACES if (v := os.environ.get(f"WECLIP_{k.upper()}"))}}
+    for key, v in said.items():
+        if not isinstance(v, dict if key == "submitit" else str): raise ValueError(f"{path}: expected {key} to be {'a table' if key == 'submitit' else 'a path'}, got {v!r}")
+    places = {k: v if k == "submitit" else _place(v, path.parent) for k, v in said.items()}
+    return {**places, **{k: _place(v, ".") for k in PLACES if (v := os.environ.get(f"WECLIP_{k.upper()}"))}}
+
+def _place(said:str, # in a file or in the environment
+           here      # folder that it is relative to
+    )->str:          # absolute: notebooks run in a folder of their own
+    return said if said == "openai" else str((here/Path(said).expanduser()).absolute())
 
 # %% ../nbs/19c_runner.ipynb #55923ea8
 DOWNLOADS = dict(
@@ -53,10 +61,10 @@ def missing_data(profile:str, # data set
     )->str:                   # what to download, and the layout; "" if all is there
     "What a profile's runs need and this machine does not have."
     if profile in DRAWN: return ""
-    splits = {"train", *(split for run in runs for split, _ in run.scores)}
+    splits = {*((split, False) for run in runs for split, _ in run.scores), *(("train", bool(run.settings.get("supervised"))) for run in runs)} or {("train", False)}
     try:
         if profile not in places: raise FileNotFoundError(f"{profile}: no folder named; write {profile} = \"FOLDER\" into weclip.toml, or set WECLIP_{profile.upper()}")
-        for split in sorted(splits): _open_split(profile, places[profile], split, any(r.settings.get("supervised") for r in runs))
+        for split, supervised in sorted(splits): _open_split(profile, places[profile], split, supervised)
         if not Path(clip := places.get("clip", "openai")).exists() and clip != "openai": raise FileNotFoundError(f"{clip}: no such file of CLIP weights")
     except FileNotFoundError as e: return f"{e}\n{DOWNLOADS[profile]}\n{_CLIP}"
     return ""
@@ -101,7 +109,7 @@ def set_up(names=(),           # of tables, or "results"; (): all of the profile
            results=None,       # folder of the numbers; None: experiments/results
            out=None,           # folder of checkpoints and executed notebooks; None: experiments/runs
            config=None,        # file with the places of data and weights
-           device=None,        # where to compute; None: a graphics card, if there is one
+           device=None,        # where to compute, "cuda:1" being the second card; None: all graphics cards, if there are any
            notebooks=None      # folder with the notebooks; None: experiments/ of the clone
     )->Setup:
     "What was asked for, with everything that was not said."
@@ -112,9 +120,9 @@ def set_up(names=(),           # of tables, or "results"; (): all of the profile
     here = Path(notebooks or find_notebooks()).absolute()
     out = Path(out or here/"runs"/("quick" if quick else "")).absolute()
     results = Path(results or (out if quick else here)/"results").absolute()
-    cards, cores = [] if device == "cpu" else gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cards, cores = cards_for(device) if one_of(engine, ("joblib", "submitit"), "engine") == "joblib" else gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     given = dict(profile=profile, recipe=recipe, seeds=list(numbers), quick=quick, out=str(out), results=str(results))
-    return Setup(tuple(names), runs, given, here, out, results, read_places(config), one_of(engine, ("joblib", "submitit"), "engine"), workers or len(cards) or min(4, cores), device)
+    return Setup(tuple(names), runs, given, here, out, results, read_places(config), engine, workers or len(cards) or min(4, cores), device)
 
 # %% ../nbs/19c_runner.ipynb #630c83ce
 class Cost(NamedTuple):
@@ -129,7 +137,7 @@ STATED = dict(
     coco=Cost(18, 0, 12.4, "the paper's figures for VOC times two, for batches twice as large; scoring not counted"),
     scenes=Cost(4.6, .8, .83, "the means of the 108 runs on two cores of an AMD EPYC, two at a time; they leave 21 GB of files"))
 
-CLASSIFIER = ("figure5", "classifier/classifier.safetensors", 40)  # page that trains it where it is missing, file below the runs, minutes on one core
+CLASSIFIER = ("figure5", "classifier", 40)  # page that trains it where it is missing, folder below the runs, minutes on one core
 
 def cost_of(s:Setup, # as `set_up` gives
             results  # contents of results files, or reasons why there are none
@@ -154,14 +162,15 @@ def _pages(s:Setup, device="cpu")->list: # of `Job`
     tables = [n for n in s.names if n != "results"]
     pages = {t.name: t.notebook for t in chosen(tables, s.given["profile"])} if tables or not s.names else {}
     if not s.names or "results" in s.names: pages["results"] = "results.ipynb"
-    given = {**s.given, "root": s.places.get(s.given["profile"], ""), "clip": s.places.get("clip", ""), "device": device}
+    given = {**s.given, "root": s.places.get(s.given["profile"], ""), "clip": "" if s.given["profile"] in DRAWN else s.places.get("clip", ""), "device": device}
     known = {p: papermill.inspect_notebook(str(s.notebooks/p)) for p in pages.values()}
     return [Job(name, p, str(s.notebooks/p), {k: v for k, v in given.items() if k in known[p]}, str(s.out), minutes=_own_minutes(name, s)) for name, p in pages.items()]
 
 def _own_minutes(name, s:Setup)->float: # expected
     "What a page trains by itself."
-    page, file, minutes = CLASSIFIER
-    return minutes*(name == page and s.given["profile"] in DRAWN and not s.given["quick"] and not (s.out/file).exists())
+    page, folder, minutes = CLASSIFIER
+    there = (s.out/folder/"classifier.safetensors").exists() and made_by(s.out/folder, code_digest("classifier"))
+    return minutes*(name == page and s.given["profile"] in DRAWN and not s.given["quick"] and not there)
 
 def _needs_runs(page)->bool: # a `Job` of `_pages`
     "Does a page read what runs leave?"
@@ -174,10 +183,18 @@ def state(run:Run, # of `plan`
     )->str:
     "What is known of a run, in a word or a line."
     if isinstance(had, dict): return "finished"
-    if had != "missing": return had.split(":")[0] if had.startswith(("stale", "damaged")) else "to score"
-    job, note = Job(run.name, "", "", {}, str(out)), read_note(Path(out)/run.name)
+    if had.startswith(("stale", "damaged")): return had.split(":")[0]
+    job, done = Job(run.name, "", "", {}, str(out)), iterations_done(run, out)
     with suppress(OSError, ValueError, KeyError): return f"failed ({json.loads(failure_file(job).read_text())['reason'][:60]})"
-    return f"stopped at {note.done:,}" if note and note.done else "to do"
+    return "to score" if done == run_config(run).iters else f"stopped at {done:,}" if done else "to do"
+
+def iterations_done(run:Run, # of `plan`
+                    out      # folder of the runs' folders
+    )->int:                  # 0 without a checkpoint to go on from
+    "How far a stopped or finished run has got, by the code as it is now."
+    folder = Path(out)/run.name
+    note = read_note(folder) if (folder/"checkpoint.pt").exists() and made_by(folder, code_digest()) else None
+    return note.done if note else 0
 
 def to_run(runs,             # of `plan`
            had:dict,         # name -> results or reason
@@ -191,8 +208,7 @@ def minutes_of(run:Run,   # of `plan`
                out        # folder of the runs' folders: what is done there is done
     )->float:
     "Expected."
-    note = read_note(Path(out)/run.name)
-    return cost.train*(run_config(run).iters - (note.done if note else 0))/1000 + cost.score
+    return cost.train*(run_config(run).iters - iterations_done(run, out))/1000 + cost.score
 
 def show_plan(s:Setup,          # as `set_up` gives
               rerun_stale=False # replace results that other code or settings made
@@ -219,13 +235,13 @@ def _short(path)->str: # as seen from here
 
 # %% ../nbs/19c_runner.ipynb #0bbe0144
 @contextmanager
-def hold(folder # of results; made if needed
+def hold(folder # of results or of runs; made if needed
     ):          # context manager
     "Keep other runners out of a folder, or refuse because another is in it."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     lock, card = FileLock(folder/".runner.lock"), folder/".runner.json"
     try: lock.acquire(timeout=0)
-    except Timeout: raise ValueError(f"{folder}: another runner is at work here ({_holder(card)}); wait for its end, stop it, or choose another folder (--results)") from None
+    except Timeout: raise ValueError(f"{folder}: another runner is at work here ({_holder(card)}); wait for its end, stop it, or choose another folder (--results, --out)") from None
     try:
         write_json(card, dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
         yield
@@ -243,10 +259,11 @@ def run_tables(s:Setup,           # as `set_up` gives
                say=print          # where messages go
     )->int:                       # 0: every number is there; 1: some are not
     "Run what tables need and is missing, then fill them."
-    lacking = missing_data(s.given["profile"], s.places, s.runs)
+    reads = to_run(s.runs, read_results(s.results, s.runs, s.out), rerun_stale) or any(p.name.startswith("figure") for p in _pages(s))
+    lacking = missing_data(s.given["profile"], s.places, s.runs) if reads else ""
     if dry_run: say(f"{show_plan(s, rerun_stale)}\n\n{lacking}".strip()); return 0
     if lacking: raise FileNotFoundError(lacking)
-    with hold(s.results): ended, holes = _carry_out(s, rerun_stale)
+    with hold(s.results), hold(s.out) if s.out != s.results else nullcontext(): ended, holes = _carry_out(s, rerun_stale)
     say(_summary(s, ended, holes))
     return int(bool(holes or any(ended.values())))
 
@@ -255,13 +272,22 @@ def _carry_out(s, rerun_stale)->tuple: # name -> why it failed, name -> why ther
     had, options = read_results(s.results, s.runs, s.out), s.places.get("submitit", {})
     call, device = local(s.workers, s.device) if s.engine == "joblib" else cluster(s.workers, options, s.out/"submitit")
     todo, cost, ended = to_run(s.runs, had, rerun_stale), cost_of(s, had.values()), {}
-    device = s.device or device
+    if s.engine == "submitit": device = s.device or device
     runs, pages = [_run_job(r, s, cost, device) for r in todo], _pages(s, device)
-    _draw(todo)
+    _clean_cache(s.out/"cache"); _draw([r for r in s.runs if r in todo or r.files])
     early, last = [p for p in pages if not _needs_runs(p)], [p for p in pages if p.name == "results"]
     for jobs in (early + runs, [p for p in pages if p not in early + last], last):
         if jobs: ended |= run_jobs(jobs, call, s.workers, Board(jobs, s.workers))
     return ended, {k: v for k, v in read_results(s.results, s.runs, s.out).items() if isinstance(v, str)}
+
+def _clean_cache(folder # of frozen features
+    )->None:
+    "Keep what this code has made, and what a process is still writing."
+    fresh_folder(folder, code_digest())
+    for part in folder.glob("*.part"):  # NAME.PID.part
+        try: os.kill(int(part.suffixes[-2][1:]), 0)
+        except (ProcessLookupError, ValueError, IndexError): part.unlink(missing_ok=True)
+        except OSError: pass            # somebody else's
 
 def _draw(runs # of `plan`
     )->None:
@@ -275,4 +301,5 @@ def _summary(s, ended, holes)->str:
     failed = [f"failed: {k}: {v}" for k, v in ended.items() if v]
     lost = [f"no number: {k}: {v}" for k, v in holes.items() if not ended.get(k)]
     return "\n".join([*failed, *lost, f"{len(s.runs) - len(holes)} of {len(s.runs)} runs have numbers in {_short(s.results)}; executed pages in {_short(s.out)}"
-                      + ("; the same command again runs only what is missing" if failed or holes else "")])
+                      + ("; the same command again runs only what is missing" if failed or holes else "")
+                      + (", with --rerun-stale also what is stale" if any(v.startswith("stale") for v in holes.values()) else "")])

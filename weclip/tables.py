@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'FEW', 'ABLATION', 'BOTH', 'FACTS', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE7', 'DIFFERENCES', 'OURS1', 'TABLES',
-           'GRID', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'EVALUATION', 'BLIND', 'LISTS', 'FEATURES', 'SECONDS',
-           'PAPER_ITERATION', 'CODE', 'Row', 'Table', 'published', 'base', 'with_settings', 'read_mode', 'Run',
-           'run_config', 'row_run', 'snapshot_file', 'chosen', 'plan', 'data_root', 'keeps_features', 'run_parameters',
-           'expected_minutes', 'syntax', 'code_digest', 'read_results', 'value', 'mean_sd', 'collect']
+           'GRID', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'EVALUATION', 'BLIND', 'LISTS', 'FEATURES', 'CODE',
+           'Row', 'Table', 'published', 'base', 'with_settings', 'read_mode', 'Run', 'run_config', 'row_run',
+           'snapshot_file', 'chosen', 'plan', 'data_root', 'keeps_features', 'run_parameters', 'syntax', 'code_digest',
+           'made_by', 'read_results', 'value', 'mean_sd', 'collect']
 
 # %% ../nbs/18b_tables.ipynb #4bc9b29d
 from ast import literal_eval
@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 import ast, hashlib, json, os
+from filelock import FileLock
 from .classes import get_classes, one_of
 from .config import PAPER, PROFILES, RECIPES, Config, preset, run_name, to_dict
 from .infer import MODES
@@ -123,14 +124,14 @@ def _released_batch(c:Config): return 4 if c.classes == "coco" else c.bs
 DIFFERENCES = (
     ("released code", {}, ""),
     ("dynamic from the start", dict(switch=0), "paper; code: after 30 % of the run"),
-    ("dynamic after half of the run", dict(switch=_half), "code as written; its counter reaches that after 30 %"),
+    ("dynamic after half of the run", dict(switch=_half), "as the code's 15,000 of 30,000 reads; its counter is there after 30 %"),
     ("12 blocks to the decoder", dict(n_feats=12), "paper; code: 11"),
     ("10 blocks to the decoder", dict(n_feats=10), "what the 5.7 M of Table 7 fit; code: 11"),
     ("last 7 attention maps", dict(n_dynamic=7), "paper, N0 = 6; code: 6"),
     ("last 8 attention maps", dict(n_dynamic=8), "code before the switch; after it: 6"),
     ("last 10 attention maps", dict(n_dynamic=10), "code on COCO; on VOC: 6"),
     ("absolute S_l", dict(signed=False), "code: signed, the absolute value is commented out"),
-    ("boxes to the border", dict(box_open=False), "paper; code: the last row and column never"),
+    ("boxes to the border", dict(box_open=False), "paper: as in [29]; code: the last row and column never"),
     ("affinity loss: cross-entropy", dict(aff_loss="ce"), "paper; code: balanced L1"),
     ("affinity of all pairs", dict(radius=0), "paper; code: near pairs"),
     ("plain cross-entropy", dict(seg_loss="ce"), "paper; code: background and foreground in equal parts"),
@@ -145,7 +146,7 @@ DIFFERENCES = (
     ("sizes rounded to whole patches", dict(round_to=16), "evaluation; code: truncated to pixels"),
     ("not mirrored", dict(tta_flip=False), "evaluation; paper: unstated; code: mirrored, too"),
     ("own size", dict(long_side=0), "evaluation; paper: unstated; code: long side 512"),
-    ("all of the paper's choices", PAPER, "recipe=paper"),
+    ("all of the paper's choices", PAPER, "recipe=paper, which also fills in what the text leaves open"),
     ("all slips mended", RECIPES["mended"], "recipe=mended"))
 OURS1 = tuple(Row(label, settings, {}, about) for label, settings, about in DIFFERENCES)
 
@@ -313,7 +314,8 @@ def data_root(profile:str, # data set
     if profile in DRAWN:
         train, val, *test = sizes
         name = "-".join(map(str, [profile, train, val, *(n for n in test if n)]))
-        return write_scenes(cache_dir()/name, train, val, test=sum(test), classes=get_classes(profile).classes)
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir()/f"{name}.lock"): return write_scenes(cache_dir()/name, train, val, test=sum(test), classes=get_classes(profile).classes)
     if not (found := os.environ.get(f"WECLIP_{profile.upper()}")):
         raise FileNotFoundError(f"{profile}: expected a folder in VOC2012 layout, got none; name it, or set WECLIP_{profile.upper()}")
     return Path(found)
@@ -343,23 +345,6 @@ def run_parameters(run:Run,             # of `plan`
                 scores=[list(s) for s in run.scores], snapshots=list(run.snapshots), device=str(device), cache=str(cache) if keeps_features(run) else "",
                 out=str(out), results=str(results))
 
-# %% ../nbs/18b_tables.ipynb #430d7a87
-SECONDS = dict(iteration=.22, supervised=.17, encode=.27, single=.06, ms=.14, kept=.03, crf=.04, stage=.08, start=12., features=.035, drawing=.014)
-PAPER_ITERATION = 4.5*3600/30_000  # seconds, Table 3
-
-def expected_minutes(run:Run # of `plan`
-    )->float:                # on one core; on photographs, of training on the paper's GPU
-    "What a run should take, from stated figures."
-    cfg, s = run_config(run), SECONDS
-    if run.profile not in DRAWN: return cfg.iters*PAPER_ITERATION*cfg.bs/4/60
-    kept = keeps_features(run)
-    step = s["supervised" if cfg.supervised else "iteration"] + (0 if kept else s["encode"])
-    passes = {(split, m.partition(":")[2]) for split, m in run.scores if read_mode(m)[0] in ("ms", "crf")}  # one serves both
-    extra = {"single": s["single"], "ms": 0, "crf": s["crf"]}
-    pictures = dict(zip(("train", "val", "test"), run.sizes))
-    scoring = sum(pictures[split]*s["kept" if kept and not changed else "ms"] for split, changed in passes) + sum(pictures[split]*extra.get(read_mode(m)[0], s["stage"]) for split, m in run.scores)
-    return (s["start"] + step*cfg.iters + scoring)/60
-
 # %% ../nbs/18b_tables.ipynb #3897e6fb
 CODE = ("classes", "scenes", "data", "clip", "tinyclip", "cam", "par", "decoder", "rfm", "losses", "metrics", "model", "cache", "train",
         "parallel", "infer", "supervised", "pseudo", "job")  # settings are not in it: they name the run
@@ -375,13 +360,20 @@ def syntax(node # of the standard library's `ast`
     return [type(node).__name__, *([k, syntax(v)] for k, v in fields.items() if v is not None and v != [] and k not in ("ctx", "kind", "type_comment"))]
 
 @lru_cache
-def code_digest(
-    )->str: # 12 hexadecimal digits
+def code_digest(*more # modules that count, too
+    )->str:           # 12 hexadecimal digits
     "Names everything but the settings that a result depends on."
     here, h = files("weclip"), hashlib.sha256()
-    for name in CODE: h.update(json.dumps(syntax(ast.parse((here/f"{name}.py").read_text(encoding="utf-8")))).encode())
+    for name in (*CODE, *more): h.update(json.dumps(syntax(ast.parse((here/f"{name}.py").read_text(encoding="utf-8")))).encode())
     h.update((ASSETS/"weclip-tiny.safetensors").read_bytes())
     return h.hexdigest()[:12]
+
+def made_by(folder, # of a run, of features or of weights
+            code    # digest
+    )->bool:
+    "Does a folder say that this code made what is in it?"
+    mark = Path(folder)/"code.txt"
+    return mark.is_file() and mark.read_text() == code
 
 # %% ../nbs/18b_tables.ipynb #b506b392
 def read_results(folder,  # of JSON files
@@ -398,15 +390,21 @@ def _read(path, run:Run, out): # dict, or the reason as a str
     if odd := _odd(r): return f"damaged: {path.name}: {odd}"
     if r["code"] != code_digest(): return f"stale: {path.name} was made by code {r['code']}, this is {code_digest()}"
     want = to_dict(run_config(run))
-    if other := [f"{k} {r['config'].get(k)!r}, not {v!r}" for k, v in want.items() if r["config"].get(k) != v]: return f"stale: {path.name} was made with {'; '.join(other)}"
+    if other := [f"{k} {r['config'].get(k)!r}, not {v!r}" for k, v in want.items() if r["config"].get(k) != v]: return f"stale: {path.name} was made with {', '.join(other)}"
     if lost := [f"{s}/{m}" for s, m in run.scores if f"{s}/{m}" not in r["scores"] and s not in r.get("blind", ())]: return f"missing: score {', '.join(lost)}"
-    if out is not None and (lost := [f for f in run.files if not (Path(out)/run.name/f).exists()]): return f"missing: {run.name}/{', '.join(lost)}"
-    return r
+    return r if out is None else _lost(Path(out)/run.name, run) or r
+
+def _lost(folder, run:Run)->str: # "" if all is there that tables read of a run's folder
+    if not run.files: return ""
+    wanted = [*run.files, "results.json"]  # written last: without it, the run was stopped while it wrote the others
+    if lost := [f for f in wanted if not (folder/f).exists()]: return f"missing: {run.name}/{', '.join(lost)}"
+    return "" if made_by(folder, code_digest()) else f"missing: what {run.name} holds was made by other code"
 
 def _odd(r)->str: # "" if a results file has what is needed
     if not isinstance(r, dict): return f"expected an object, got {type(r).__name__}"
-    kinds:dict = dict(config=dict, seed=int, code=str, scores=dict, train_minutes=(int, float), peak_gib=(int, float), n_learnable=int)
+    kinds:dict = dict(config=dict, seed=int, code=str, scores=dict, minutes=(int, float), train_minutes=(int, float), peak_gib=(int, float), n_learnable=int)
     if lost := [k for k, t in kinds.items() if not isinstance(r.get(k), t)]: return f"no proper {', '.join(lost)}"
+    if not isinstance(r.get("blind", []), list): return "no proper blind"
     bad = [k for k, s in r["scores"].items() if not isinstance(s, dict) or not isinstance(s.get("miou"), (int, float)) or not 0 <= s["miou"] <= 1]
     return f"score {', '.join(bad)} is no mIoU in 0..1" if bad else ""
 
