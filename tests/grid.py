@@ -37,7 +37,7 @@ def ours(results):
 def number_on_the_page(out, results):
     "Does the page of Table 4 print the number that the run's file holds?"
     page = (out/"table4.ipynb").read_text(encoding="utf-8")
-    return [f"table4.ipynb: {x!r} is not on it" for x in (f"| decoder + RFM | 74.9 | {ours(results):.1f}", "No two rows have two seeds") if x not in page]
+    return [f"table4.ipynb: {x!r} is not on it" for x in (f"| decoder + RFM | 74.9 | {ours(results):.1f}", "No row has two seeds") if x not in page]
 
 def block_of_the_readme(out, results):
     "The page of results once more, as after a real run: it fills the block of a README."

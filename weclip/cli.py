@@ -443,7 +443,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     for name, run in dict(tinyclip=cmd_tinyclip, classifier=cmd_classifier).items():
         s = command(name, run, "")
         s.add_argument("--samples", type=int, default=192_000); s.add_argument("--pictures", type=int, default=40_000)
-        s.add_argument("--bf16", action="store_true", help="autocast: faster where the processor has it")
+        s.add_argument("--bf16", action="store_true", help="bfloat16 in the forward: faster where the processor has it, ten times slower where it has not")
     data_parser(subs)
     s = command("hub", cmd_hub, ""); s.add_argument("--checkpoint", required=True, help="model.safetensors of a run")
     s.add_argument("--results", help="results.json or scores.json; what lies beside the checkpoint if left out")

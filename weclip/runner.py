@@ -137,7 +137,7 @@ STATED = dict(
     coco=Cost(18, 0, 12.4, "the paper's figures for VOC times two, for batches twice as large; scoring not counted"),
     scenes=Cost(4.6, .8, .83, "the means of the 108 runs on two cores of an AMD EPYC, two at a time; they leave 21 GB of files"))
 
-CLASSIFIER = ("figure5", "classifier", 40)  # page that trains it where it is missing, folder below the runs, minutes on one core
+CLASSIFIER = ("figure5", "classifier", 40)  # page that trains it where it is missing, folder below the runs, minutes on one core that has bfloat16, else about three times as long
 
 def cost_of(s:Setup, # as `set_up` gives
             results  # contents of results files, or reasons why there are none
