@@ -112,7 +112,7 @@ def execute(job:Job,  # what to run
 
 def _absolute(environ)->dict: # name -> path
     "WECLIP_VOC, WECLIP_CACHE ... as seen from the notebook's folder."
-    return {k: str(Path(v).expanduser().absolute()) for k, v in environ.items() if k.startswith("WECLIP_") and v != "openai"}
+    return {k: str(Path(v).expanduser().absolute()) for k, v in environ.items() if k.startswith("WECLIP_") and v not in ("", "openai")}
 
 def _free(folder)->int: # bytes
     return shutil.disk_usage(folder).free if folder.exists() else 2**40
