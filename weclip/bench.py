@@ -25,6 +25,7 @@ from .clip import FrozenCLIP
 from .config import preset
 from .data import Batch, SegData, batches, open_data
 from .infer import DROP, crf_pool, dense_crf, predict
+from .machine import write_json
 from .memory import peak_bytes
 from .model import WeCLIP
 from .par import pseudo_labels
@@ -326,7 +327,7 @@ def _store(path, kind, result):
     "Put the result beside those of other kinds of device, and all of them on a page."
     path.parent.mkdir(parents=True, exist_ok=True)
     known = (json.loads(path.read_text()) if path.is_file() else {}) | {kind: result}
-    path.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(path, known)
     head = "# measured\n\n> Cost of a training iteration and of a prediction, as `weclip bench` found it.\n"
     path.with_suffix(".md").write_text("\n".join([head, *(f"## {k}\n\n{report(r)}\n" for k, r in known.items())]), encoding="utf-8")
 

@@ -7,9 +7,10 @@ __all__ = ['new_classifier', 'class_logits', 'class_loss', 'has_bf16', 'train_cl
 
 # %% ../nbs/06b_classifier.ipynb #44d8fea7
 from pathlib import Path
-import os, open_clip, torch, torch.nn.functional as F
+import open_clip, torch, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from .machine import whole_file
 from .tinyclip import N_C, crops, new_tiny, train_tiny
 
 # %% ../nbs/06b_classifier.ipynb #f8fed532
@@ -50,9 +51,8 @@ def train_classifier(folder,          # pictures, checkpoints and the log go her
     )->open_clip.CLIP:                # in evaluation mode
     "Train the classifier, or continue; writes its weights when done."
     model = train_tiny(folder, samples, new=new_classifier, loss=class_loss, **kw)
-    path = Path(folder)/"classifier.safetensors"; part = path.with_suffix(".part")
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items() if k.startswith(("visual.", "head."))}, part)
-    os.replace(part, path)
+    state = {k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items() if k.startswith(("visual.", "head."))}
+    with whole_file(Path(folder)/"classifier.safetensors") as part: save_file(state, part)
     return model
 
 def load_classifier(path # classifier.safetensors

@@ -13,6 +13,7 @@ from pathlib import Path
 import json
 import numpy as np
 from scipy.stats import t as student
+from .machine import write_json
 from .tables import DRAWN, TABLES, chosen, code_digest, collect, mean_sd, plan, read_results, run_config, value
 
 # %% ../nbs/18c_compare.ipynb #e5c15d19
@@ -297,7 +298,7 @@ def keep_table(path, # as `kept_file` gives it
                rows  # of the others
     )->Text:
     "Write a table and show it."
-    part = Path(f"{path}.part"); part.write_text(json.dumps(dict(code=code_digest(), head=head, rows=rows), indent=1) + "\n", encoding="utf-8"); part.replace(path)
+    write_json(path, dict(code=code_digest(), head=head, rows=rows))
     return markdown_table(head, rows)
 
 def kept_table(path, # as `kept_file` gives it

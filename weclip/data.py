@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
-import difflib, json, logging, os, pickle, uuid
+import difflib, json, logging, pickle
 import xml.etree.ElementTree as ET
 
 import numpy as np, torch
@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from .classes import voc_palette
+from .machine import whole_file
 
 # %% ../nbs/04_data.ipynb #3e8194b4
 _log = logging.getLogger(__name__)
@@ -87,10 +88,7 @@ def save_mask(path,         # PNG to write; its folder is made if needed
     if ids.ndim != 2 or ids.dtype != np.uint8: raise ValueError(f"ids: expected (H, W) uint8, got {ids.shape} {ids.dtype}")
     im = Image.fromarray(ids)
     im.putpalette((voc_palette() if palette is None else palette).tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try: im.save(part, "PNG"); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with whole_file(path) as part: im.save(part, "PNG")
 
 def read_mask(path,      # palette or 8-bit grey PNG whose values are class ids
               n_classes, # C, with background

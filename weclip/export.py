@@ -8,7 +8,7 @@ __all__ = ['WRITERS', 'Predictor', 'export_program', 'compare', 'export']
 # %% ../nbs/15c_export.ipynb #6effc3fe
 from math import isqrt
 from pathlib import Path
-import json, os
+import json
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -16,6 +16,7 @@ from .clip import block_forward, patches
 from .data import preprocess
 from .hub import portable
 from .losses import upsample
+from .machine import whole_file
 from .model import WeCLIP, describe
 
 # %% ../nbs/15c_export.ipynb #67e5f0fc
@@ -84,14 +85,10 @@ def export(model:WeCLIP,   # trained, on the device where the program is to run
     "Write the prediction path of a model and check what was written."
     path = Path(path)
     if path.suffix not in WRITERS: raise ValueError(f"{path}: expected a name that ends in {' or '.join(WRITERS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
-    try:
+    with whole_file(path) as part:
         run = WRITERS[path.suffix](export_program(model.eval()), part, json.dumps(portable(describe(model))))
         off = compare(run, model)
         if not off["logits"] <= tol: raise ValueError(f"{path}: expected the model's logits within {tol}, got a difference of {off['logits']:.2g}; not written")
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
     return off
 
 def _write_pt2(program, path, about:str):

@@ -7,7 +7,7 @@ __all__ = ['ARCHIVES', 'SIZES', 'Archive', 'fetch', 'unpack', 'sbd_mask', 'train
            'survey', 'counts_table', 'complete', 'pack_voc']
 
 # %% ../nbs/04c_field.ipynb #0d4d392a
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from http.client import HTTPException
 from importlib import import_module
 from itertools import repeat
@@ -23,6 +23,7 @@ from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 from .classes import COCO, VOC, voc_palette
 from .data import IGNORE_INDEX, _image_files, _lists, _mask_files, _plain, _read_split, _some, _voc_root, read_mask, read_tags, save_mask
+from .machine import whole_file
 from .scenes import parallel_map
 
 # %% ../nbs/04c_field.ipynb #59e303c5
@@ -48,19 +49,8 @@ ARCHIVES = dict(
     val2014=Archive("val2014.zip", 6.6, "a3d79f5ed8d289b7a7554ce06a5782b3", f"{_COCO_URL}/zips/val2014.zip"))
 
 # %% ../nbs/04c_field.ipynb #9c92baad
-@contextmanager
-def _whole(path):
-    "A path to write to; it becomes `path` if the block ends well, and vanishes if not."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 def _write(path, text):
-    with _whole(path) as part: part.write_text(text, encoding="utf-8")
+    with whole_file(path) as part: part.write_text(text, encoding="utf-8")
 
 # %% ../nbs/04c_field.ipynb #2bf12dc7
 def _check_md5(path, md5):
@@ -134,7 +124,7 @@ def _unpack(members, archive, folder, progress):
     files = ((_inside(m.name, archive), m) for m in members(archive) if m.kind == "file")
     for path, m in tqdm(files, total=len(todo), desc=archive.name, disable=not progress):
         if there(path, m.size): continue
-        with _whole(folder/path) as part, m.open() as src, open(part, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+        with whole_file(folder/path) as part, m.open() as src, open(part, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
@@ -313,7 +303,7 @@ def _place(src, dst, copy):
     "A picture at `dst`: a relative link, a second name where links are not allowed, or a copy if asked."
     if dst.is_file(): return
     dst.unlink(missing_ok=True)  # a link to nothing
-    with _whole(dst) as part:
+    with whole_file(dst) as part:
         part.unlink(missing_ok=True)
         if copy: shutil.copyfile(src, part); return
         try: part.symlink_to(os.path.relpath(src, dst.parent))
@@ -441,7 +431,7 @@ def pack_voc(masks,              # folder of predicted masks, ID.png
     if competition not in ("comp5", "comp6"): raise ValueError(f"competition: expected comp5 or comp6, got {competition!r}")
     pictures = _image_files(root, _read_split(root, split))
     if lost := [i for i in pictures if not (masks/f"{i}.png").is_file()]: raise FileNotFoundError(f"{masks}: no mask for {len(lost):,} of {len(pictures):,} pictures of {split}: {_some(lost)}")
-    with _whole(out) as part, tarfile.open(part, "w:gz") as tar:
+    with whole_file(out) as part, tarfile.open(part, "w:gz") as tar:
         for i, picture in tqdm(pictures.items(), desc="pack", disable=not progress):
             info, buf = _entry(masks/f"{i}.png", f"results/VOC2012/Segmentation/{competition}_test_cls/{i}.png")
             with Image.open(buf) as im: size, top = im.size[::-1], int(np.asarray(im).max())

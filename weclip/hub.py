@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, hf_hub_download
 import open_clip
 from .classes import ClassSet
 from .config import Config, from_dict, run_name
+from .machine import whole_file, write_json
 from .model import ARCH, WeCLIP, describe, load_model, read_model, write_model
 
 # %% ../nbs/13c_hub.ipynb #0e169857
@@ -132,8 +133,9 @@ def write_folder(folder,                  # made if it is missing; a card that i
     "Weights, description and card."
     folder, about = Path(folder), portable(about)
     write_model(folder/FILES[0], about, state)
-    (folder/FILES[1]).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    if not (card := folder/FILES[2]).exists(): card.write_text(model_card(folder.resolve().name, about, results, license), encoding="utf-8")
+    write_json(folder/FILES[1], about)
+    if not (card := folder/FILES[2]).exists():
+        with whole_file(card) as part: part.write_text(model_card(folder.resolve().name, about, results, license), encoding="utf-8")
     return folder
 
 def save_pretrained(model:WeCLIP,            # only its decoder's weights are stored

@@ -22,6 +22,7 @@ from .config import Config, from_dict, preset, to_dict
 from .decoder import Decoded, Decoder, decoder_from_official
 from .data import IGNORE_INDEX
 from .losses import AFF_LOSSES, SEG_LOSSES, Losses, own, total_loss
+from .machine import whole_file
 from .par import pseudo_labels
 from .rfm import affinity_map, rfm
 from .tinyclip import tiny_clip, tiny_tokenizer
@@ -295,10 +296,8 @@ def write_model(path,      # file to write
                 state:dict  # decoder's state dict
     )->None:
     "The file of `save_model` from its two parts."
-    path, part = Path(path), Path(f"{path}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in state.items()}, part, metadata=dict(weclip=json.dumps(about)))
-    os.replace(part, path)
+    tensors = {k: v.contiguous() for k, v in state.items()}
+    with whole_file(path) as part: save_file(tensors, part, metadata=dict(weclip=json.dumps(about)))
 
 def read_model(path # file of `save_model`
     )->tuple:       # (description, decoder's state dict)

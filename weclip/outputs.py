@@ -10,13 +10,14 @@ from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
-import io, json, os, shutil, uuid
+import io, json, shutil
 
 from contourpy import FillType, contour_generator
 import numpy as np
 from PIL import Image
 
 from .data import IGNORE_INDEX
+from .machine import whole_file
 from .segmentation import Segmentation, beside, thumb
 from .viz import legend
 
@@ -86,15 +87,6 @@ def coco_annotations(seg:Segmentation, # its classes become annotations
     return [dict(row, score=float(seg.confidence[seg == row["category_id"]].mean())) for row in rows]
 
 # %% ../nbs/15b_outputs.ipynb #75442143
-@contextmanager
-def _whole(path # file to appear
-    ):          # yields the path to write instead
-    "Nothing under the name until the block has ended well."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try: yield part; os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 def _item(x:dict, n:int)->str: # item number n >= 1 of a JSON list
     return ("" if n == 1 else ",") + "\n" + json.dumps(x)
 
@@ -104,7 +96,7 @@ def coco_writer(path, # JSON file to write
     ):                # yields a function that takes (file name, Segmentation)
     "A COCO file of any number of pictures, in bounded memory."
     image_ids, row_ids, _ = count(1), count(1), _rle()
-    with _whole(path) as part, open(part, "w") as f, TemporaryFile("w+") as images:
+    with whole_file(path) as part, open(part, "w") as f, TemporaryFile("w+") as images:
         def add(name, seg):
             i, (h, w) = next(image_ids), seg.shape
             images.write(_item(dict(id=i, file_name=name, height=h, width=w), i))
@@ -149,4 +141,4 @@ def writer(out,                    # folder to write into
         yield write
 
 def _save(path, data:bytes)->None:
-    with _whole(path) as part: part.write_bytes(data)
+    with whole_file(path) as part: part.write_bytes(data)

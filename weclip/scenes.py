@@ -15,7 +15,7 @@ from itertools import repeat
 from math import cos, pi, sin
 from pathlib import Path
 from concurrent.futures import ProcessPoolExecutor
-import json, multiprocessing, os, shutil, tempfile
+import json, multiprocessing, os, shutil, uuid
 from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
@@ -462,8 +462,7 @@ def write_scenes(root,        # folder to make
     if (root/"scenes.json").is_file() and json.loads((root/"scenes.json").read_text()) == stamp: return root
     if root.exists() and any(root.iterdir()) and not (root/"scenes.json").is_file():
         raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files; name another folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=root.name, dir=root.parent))
+    part = root.with_name(f".{uuid.uuid4().hex[:12]}")  # a new folder as the umask wants it; tempfile's would be closed to others
     for d in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (part/d).mkdir(parents=True)
     todo = [(split, i) for split, n in counts.items() for i in range(n)]
     drawn = parallel_map(save_scene, repeat(part), *zip(*todo), repeat(seed), repeat(classes), workers=workers, chunksize=16)

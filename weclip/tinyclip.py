@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.resources import files
 from itertools import repeat
 from pathlib import Path
-import gzip, json, math, os, time
+import gzip, json, math, time
 import numpy as np, open_clip, torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 from tqdm.auto import tqdm
 from .classes import SCENES
+from .machine import whole_file, write_json
 from .scenes import COLOURS, GROUNDS, SHAPES, cache_dir, draw_split, parallel_map
 
 # %% ../nbs/06_tinyclip.ipynb #9f78c7f4
@@ -42,9 +43,8 @@ def merges(words # to be one token each
 def tiny_tokenizer()->SimpleTokenizer:
     "open_clip's tokenizer with this page's merges; call it on a list of captions for (n, 20) token ids."
     path = cache_dir()/"tiny_merges.txt.gz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_bytes(gzip.compress("\n".join(["#version", *merges(WORDS)]).encode(), mtime=0)); part.replace(path)
+    packed = gzip.compress("\n".join(["#version", *merges(WORDS)]).encode(), mtime=0)
+    with whole_file(path) as part: part.write_bytes(packed)
     return SimpleTokenizer(bpe_path=str(path), context_length=CONTEXT)
 
 # %% ../nbs/06_tinyclip.ipynb #cb3516e8
@@ -270,8 +270,8 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
             line = dict(step=step, samples=step*bs, loss=round(now.item(), 4), scale=round(model.logit_scale.exp().item(), 1), time=time.time())
             with open(folder/"log.jsonl", "a") as f: f.write(json.dumps(line) + "\n")
             bar.set_postfix(loss=line["loss"])
-            part = ckpt.with_suffix(".part")
-            torch.save(dict(step=step, model=model.state_dict(), rest=[o.state_dict() for o in [*opts, *scheds]]), part); part.replace(ckpt)
+            state = dict(step=step, model=model.state_dict(), rest=[o.state_dict() for o in [*opts, *scheds]])
+            with whole_file(ckpt) as part: torch.save(state, part)
     model.visual.patch_dropout = nn.Identity()
     return model.eval()
 
@@ -303,8 +303,9 @@ def save_tiny(model:open_clip.CLIP, # trained
     )->None:
     "Write config and fp16 weights as open_clip loads them."
     folder = Path(str(folder)); folder.mkdir(parents=True, exist_ok=True)
-    (folder/"weclip-tiny.json").write_text(json.dumps(tiny_config(), indent=1) + "\n")
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}, folder/"weclip-tiny.safetensors")
+    write_json(folder/"weclip-tiny.json", tiny_config())
+    state = {k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}
+    with whole_file(folder/"weclip-tiny.safetensors") as part: save_file(state, part)
 
 def tiny_clip()->open_clip.CLIP: # float32, evaluation mode
     "The tiny CLIP that the package ships, through open_clip's own functions."

@@ -9,7 +9,6 @@ __all__ = ['learning_rate', 'optimiser', 'loss_scaler', 'weak_loss', 'train_step
 # %% ../nbs/14_train.ipynb #485dbe82
 from functools import partial
 from pathlib import Path
-import os
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -18,6 +17,7 @@ from .cache import FrozenCache
 from .config import Config, from_dict, to_dict
 from .data import NORMS, Batch, SegData, batches
 from .losses import Losses, own
+from .machine import whole_file
 from .model import WeCLIP, describe, load_decoder
 from .parallel import ALONE, Ranks, RowsDropout, copy_first, same_everywhere, sum_gradients, sum_losses, summed, wait
 from .viz import colour_mask, denormalise, heat
@@ -81,10 +81,9 @@ def save_checkpoint(path,         # file to write
                     scaler=None   # of `loss_scaler`
     )->None:
     "Everything a run needs to go on after `i` iterations, all or nothing."
-    path = Path(path); part = path.with_name(path.name + ".part")
-    torch.save(dict(about=describe(model, "run"), i=i, decoder=model.decoder.state_dict(), opt=opt.state_dict(), history=history,
-                    scaler=scaler.state_dict() if scaler else {}), part)
-    os.replace(part, path)
+    state = dict(about=describe(model, "run"), i=i, decoder=model.decoder.state_dict(), opt=opt.state_dict(), history=history,
+                 scaler=scaler.state_dict() if scaler else {})
+    with whole_file(path) as part: torch.save(state, part)
 
 def load_checkpoint(path,         # file of `save_checkpoint`
                     model:WeCLIP, # changed in place
