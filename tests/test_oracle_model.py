@@ -44,7 +44,7 @@ def run(model, batch, dynamic):
     model.zero_grad(); loss.total.backward()
     out = out._replace(**{k: getattr(out, k).detach() for k in ("fu", "logits", "aff")})
     return Run(out=out, loss=torch.stack([loss.seg, loss.aff, loss.total]).detach(), grads={k: p.grad for k, p in model.decoder.named_parameters()},
-               r=refining_map(out.attn, out.aff, dynamic), dynamic=dynamic)
+               r=refining_map(out.attn, out.aff, dynamic, n_static=8, n_dynamic=6), dynamic=dynamic)
 
 @pytest.fixture(scope="module")
 def pre(model, batch): return run(model, batch, dynamic=False)
@@ -284,7 +284,7 @@ def test_val_refinement(val):
     close(s[0], z["S"], 0, 5e-7)
     close(s.mean(1), z["S_thr"], 0, 5e-7)
     assert torch.equal(gate(s)[0], z["G"] > 0)
-    r = refining_map(out.attn, out.aff)
+    r = refining_map(out.attn, out.aff, n_dynamic=6)
     close(r[0, ::32], z["R_rows"], 1e-6, 1e-5)
     close(transition(r)[0, ::32], z["T_rows"], 1e-6, 1e-5)
     close(out.cam_ref, z["refined"], 1e-4)

@@ -76,8 +76,8 @@ def test_refining_map_of_image_1():
     rows = load("rfm_post")["R_rows"][1:2]
     for signed in (True, False):
         assert torch.equal(gate(disagreement(aff, attn[:,-6:], signed))[0], load("rfm_post")["G"][1].bool())
-        close(refining_map(attn, aff, signed=signed)[:,::16], rows, atol=2e-5)
-    close(refining_map(attn, aff, dynamic=False)[:,::16], load("rfm_pre")["R_rows"][1:2], atol=2e-5)
+        close(refining_map(attn, aff, n_dynamic=6, signed=signed)[:,::16], rows, atol=2e-5)
+    close(refining_map(attn, aff, dynamic=False, n_static=8)[:,::16], load("rfm_pre")["R_rows"][1:2], atol=2e-5)
 
 @pytest.mark.parametrize("alpha", [1, 2])
 def test_transition_small(alpha):

@@ -13,7 +13,7 @@ from weclip.infer import fit_size, multi_scale_logits, predict
 from weclip.losses import aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, seg_loss_ce, total_loss
 from weclip.metrics import confusion, iou, mean_iou, scores
 from weclip.par import affinity, diffuse, offsets, par, pseudo_labels, upsample_cam, winner, with_background
-from weclip.rfm import (affinity_map, box_mask, components, disagreement, gate, gated_mean, refine_cam, refining_map, rfm,
+from weclip.rfm import (affinity_map, box_mask, components, disagreement, gate, gated_mean, is_dynamic, refine_cam, refining_map, rfm,
                         sinkhorn, transition)
 
 settings.register_profile("weclip", deadline=None, derandomize=True, database=None, max_examples=50,
@@ -174,12 +174,13 @@ SWITCHES = [dict(dynamic=False), {}, dict(signed=False), dict(use_aff=False), di
 @given(st.integers(1, 3), st.integers(1, 9), small, seeds, kinds, st.sampled_from(SWITCHES))
 def test_refining_map(b, n, l, seed, kind, kw):
     aff, attn = values((b, l, l), seed, kind), values((b, n, l, l), seed + 1)
+    kw = {**kw, "n_static": min(n, 8), "n_dynamic": min(n, 6)}
     r = refining_map(attn, aff, **kw)
     assert r.shape == (b, l, l) and r.min() >= 0 and r.max() <= 1
     assert_close(r, torch.cat([refining_map(attn[i:i+1], aff[i:i+1], **kw) for i in range(b)]))
     tok = shuffled(l, seed)
     assert_close(refining_map(attn[:, :, tok][..., tok], aff[:, tok][..., tok], **kw), r[:, tok][..., tok])
-    used, other = 8 if kw in (SWITCHES[0], SWITCHES[-1]) else 6, attn.clone()
+    used, other = kw["n_dynamic"] if is_dynamic(kw.get("dynamic", True), kw.get("use_aff", True), kw.get("use_gate", True)) else kw["n_static"], attn.clone()
     other[:, :-used] = 1
     assert_close(refining_map(other, aff, **kw), r)  # maps further back do not count
 

@@ -32,7 +32,7 @@ def cache_files(folder,       # of the cache
     names = dict(tokens=_digest(crops))
     if not c.supervised:
         k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
-        names |= dict.fromkeys(("attn", "cam"), _digest([*crops, data.tags, c.pool, k.prompts, k.background, k.template, _n_maps(model)]))
+        names |= dict.fromkeys(("attn", "cam"), _digest([*crops, data.tags, c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model)]))
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
 
 def _n_maps(model)->int: return min(max(model.cfg.n_static, model.cfg.n_dynamic), model.clip.n_blocks)

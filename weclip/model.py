@@ -15,7 +15,7 @@ import open_clip, torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from .cam import Cams, gradcam, pairs
+from .cam import Cams, gradcam, ignore_faint, pairs
 from .classes import ClassSet, get_classes
 from .clip import FrozenCLIP, load_clip, new_clip, patches, text_features, tokenizer_for
 from .config import Config, from_dict, preset, to_dict
@@ -24,7 +24,7 @@ from .data import IGNORE_INDEX
 from .losses import AFF_LOSSES, SEG_LOSSES, Losses, own, total_loss
 from .machine import whole_file
 from .par import pseudo_labels
-from .rfm import affinity_map, rfm
+from .rfm import affinity_map, is_dynamic, rfm
 from .tinyclip import tiny_clip, tiny_tokenizer
 
 # %% ../nbs/13_model.ipynb #bcddb153
@@ -115,6 +115,9 @@ class WeCLIP(nn.Module):
         with torch.autocast(img.device.type, enabled=False):  # gradients of a softmax are too small for half precision
             cams = gradcam(self.clip, tokens[-1].to(self.text_fg.dtype), grid, self.text_fg, self.text_bg, img_idx, tag_idx,
                            self.cfg.pool, most, attn[:, -1])
+            if self.cfg.cam_floor:
+                score = cams.scores.gather(1, tag_idx[:, None])[:, 0]
+                cams = cams._replace(cam=ignore_faint(cams.cam, cams.raw, score, self.cfg.cam_floor))
         read = [*tokens, cams.out][:self.cfg.n_feats]; del tokens
         return Frozen(_patches(read), grid, attn, cams.cam, img_idx, tag_idx, cams)
 
@@ -129,7 +132,16 @@ class WeCLIP(nn.Module):
         c = self.cfg
         if not c.refine: return cam
         return rfm(cam, attn, aff, img_idx, dynamic, c.box_thr, c.box_open, c.sinkhorn_iters, c.alpha, most,
-                   n_static=c.n_static, n_dynamic=c.n_dynamic, use_aff=c.use_aff, use_gate=c.use_gate, use_attn=c.use_attn, signed=c.signed)
+                   n_static=self._at_most(c.n_static), n_dynamic=self._at_most(c.n_dynamic),
+                   use_aff=c.use_aff, use_gate=c.use_gate, use_attn=c.use_attn, signed=c.signed)
+
+    def _at_most(self, n_maps:int)->int: return min(n_maps, self.clip.n_blocks)
+
+    def n_maps(self, dynamic:bool # after the switch
+        )->int:                   # counted from the last block
+        "How many attention maps `refine` reads in a phase: Table 6's row A_s is never dynamic."
+        c = self.cfg
+        return self._at_most(c.n_dynamic if is_dynamic(dynamic, c.use_aff, c.use_gate) else c.n_static)
 
     def forward(self, img:Tensor,       # normalised, (B, 3, H, W)
                 tags:list=None,         # 0-based class ids of each image; None: prediction only
@@ -143,7 +155,7 @@ class WeCLIP(nn.Module):
         if tags is None: return self.predict_only(img, frozen)
         _check_tags(tags, len(img), len(self.text_fg))
         cfg, most = self.cfg, max(map(len, tags), default=0)
-        with self.mixed(): f = frozen or self.encode(img, tags, cfg.n_dynamic if dynamic else cfg.n_static)
+        with self.mixed(): f = frozen or self.encode(img, tags, self.n_maps(dynamic))
         fu, logits = self.decode(f)
         aff = affinity_map(fu)
         with torch.no_grad():

@@ -139,6 +139,6 @@ def plain_loss(model:WeCLIP, # released losses
     fu = model.decoder.fuse([t[:, 1:] for t in tokens[:c.n_feats]], grid)
     logits, aff = plain_head(model.decoder, fu), affinity_map(fu)
     with torch.no_grad():
-        cam_ref = rfm(cam, attn, aff, img_idx, dynamic, c.box_thr, c.box_open, c.sinkhorn_iters, c.alpha, n_static=c.n_static, n_dynamic=c.n_dynamic)
+        cam_ref = rfm(cam, attn, aff, img_idx, dynamic, c.box_thr, c.box_open, c.sinkhorn_iters, c.alpha, n_static=min(c.n_static, clip.n_blocks), n_dynamic=min(c.n_dynamic, clip.n_blocks))
         pseudo = plain_labels(cam_ref, img, img_idx, tag_idx, c.par_iters, c.par_dilations)
     return plain_losses(logits, aff, pseudo, grid, c.lam, c.radius)
