@@ -1,4 +1,5 @@
 """What would spoil the page of `infer`: pools of processes, abandoned streams, odd sizes."""
+import inspect
 import os, sys
 from pathlib import Path
 
@@ -6,12 +7,16 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from weclip.bench import noisy_probabilities
 from weclip.classes import SCENES, VOC, ClassSet
+from weclip.cli import main
 from weclip.config import preset
 from weclip.data import open_data
 from weclip.infer import DROP, dense_crf, evaluate, multi_scale_logits, network_input, predict, predict_stream, rivals
-from weclip.model import load_model
+from weclip.model import load_model, load_released
 from weclip.scenes import draw_split
+from weclip.segmentation import segment, segment_stream
 from weclip.tinyclip import ASSETS
+
+from oracle import clip_weights, decoder_weights, needs_oracle
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
 needs_data = pytest.mark.skipif(not (DATA/"VOCdevkit").is_dir(), reason=f"no VOC photographs at {DATA} (set WECLIP_DATA)")
@@ -112,8 +117,8 @@ def test_no_drop_is_the_whole_crf():
     scene = draw_split("val", 0)
     p = noisy_probabilities(scene.lbl, len(SCENES.names))
     assert np.array_equal(dense_crf(scene.img, p), dense_crf(scene.img, p, drop=0))
-    Q = dense_crf(scene.img, p, drop=DROP)
-    out = np.setdiff1d(np.arange(len(p)), rivals(p, DROP))
+    Q = dense_crf(scene.img, p, drop=.5)
+    out = np.setdiff1d(np.arange(len(p)), rivals(p, .5))
     assert len(out) and not Q[out].any() and np.allclose(Q.sum(0), 1, atol=1e-5)
 
 def test_drop_on_scenes_with_the_shipped_decoder():
@@ -123,10 +128,45 @@ def test_drop_on_scenes_with_the_shipped_decoder():
         z = multi_scale_logits(model, network_input(model, image), model.cfg.scales, model.cfg.tta_flip)
         return image, F.interpolate(z, image.shape[:2], mode="bilinear")[0].softmax(0).numpy()
     same, fewer = agreement([one(draw_split("val", i).img) for i in range(12)], **crf)
-    assert same >= .999 and fewer > .5
+    assert same >= .999 and fewer > 0
 
 @needs_data
 def test_drop_on_photographs():
     data = open_data(DATA, "val", VOC.classes, tags_from=None, with_masks=True)
-    same, fewer = agreement([(image, noisy_probabilities(mask, 21, i)) for i, (image, mask) in enumerate(map(data.read, data.ids[:8]))])
-    assert same >= .999 and fewer > .5
+    same, _ = agreement([(image, noisy_probabilities(mask, 21, i)) for i, (image, mask) in enumerate(map(data.read, data.ids[:8]))])
+    assert same >= .999
+
+@needs_data
+@needs_oracle
+def test_the_default_keeps_the_labels_of_an_untrained_decoder():
+    "Half the strongest was the default: up to 1.5 % of a picture changed where the decoder had hardly a preference."
+    model = load_released(clip_weights(), decoder_weights())
+    data = open_data(DATA, "val", VOC.classes, tags_from=None)
+    seen = []
+    for image in (data.read(i)[0] for i in data.ids[:3]):
+        logits = multi_scale_logits(model, network_input(model, image), (1.,), False)
+        probabilities = F.interpolate(logits, image.shape[:2], mode="bilinear")[0].softmax(0).numpy()
+        seen.append((image, probabilities))
+    same, fewer = agreement(seen)
+    assert same >= .999 and fewer == 1
+
+@needs_data
+def test_the_default_keeps_the_labels_of_a_decoder_out_of_its_depth():
+    "The shipped decoder on photographs, of which it understands nothing: with half the strongest it lost up to 0.3 %."
+    model = load_model(ASSETS/"scenes-decoder.safetensors")
+    data = open_data(DATA, "val", VOC.classes, tags_from=None)
+    seen = []
+    for image in (data.read(i)[0] for i in data.ids[:4]):
+        logits = multi_scale_logits(model, network_input(model, image), (1.,), False)
+        seen.append((image, F.interpolate(logits, image.shape[:2], mode="bilinear")[0].softmax(0).numpy()))
+    assert agreement(seen)[0] >= .999
+
+def test_every_way_to_predict_has_one_default_and_evaluation_the_papers_crf(capsys):
+    "`drop` left labels out of every prediction and of every score, unless somebody said otherwise."
+    ways = (predict, predict_stream, segment, segment_stream)
+    assert {inspect.signature(way).parameters["drop"].default for way in ways} == {DROP} and DROP <= .02
+    assert inspect.signature(evaluate).parameters["drop"].default == 0
+    for command, default in dict(evaluate="0", predict=f"{DROP}").items():
+        with pytest.raises(SystemExit): main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"the paper's CRF ({default})" in said

@@ -411,8 +411,8 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     def running(s):
         s.add_argument("--workers", type=int, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
         s.add_argument("--no-crf", action="store_true", help="leave DenseCRF out")
-    def dropping(s): s.add_argument("--drop", type=float, default=DROP, help="leave labels out of DenseCRF that nowhere reach this share of the "
-                                    "strongest; 0: none (%(default)s)")
+    def dropping(s, default): s.add_argument("--drop", type=float, default=default, help="leave labels out of DenseCRF that nowhere reach this "
+                                             "share of the strongest; 0: none, the paper's CRF (%(default)s)")
     def mixed(s): s.add_argument("--amp", choices=AMP, help="mixed precision of encoder and decoder in training (off)")
     def trained(s): s.add_argument("--checkpoint", help="model.safetensors of a run, a folder of `weclip hub`, hf:user/name, or the authors' .pth"); backbone(s, None)
 
@@ -426,8 +426,8 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
     s = command("train", cmd_train, ""); settings(s); backbone(s); splits(s, "train"); running(s); mixed(s)
     s.add_argument("--iters", type=int, help="iterations, the switch of the refinement in proportion (the profile's)")
     s.add_argument("--resume", action="store_true", help="continue a stopped run")
-    s = command("evaluate", cmd_evaluate); trained(s); splits(s, "val"); running(s); dropping(s)
-    s = command("predict", cmd_predict, ""); trained(s); running(s); dropping(s)
+    s = command("evaluate", cmd_evaluate); trained(s); splits(s, "val"); running(s); dropping(s, 0)
+    s = command("predict", cmd_predict, ""); trained(s); running(s); dropping(s, DROP)
     s.add_argument("pictures", nargs="+", metavar="FILE|DIR|-", help="pictures, folders of them with their sub-folders, or - for names on standard input, one a line")
     s.add_argument("--format", nargs="+", choices=FORMATS, default=["png"], metavar="FORMAT", help=f"some of {', '.join(FORMATS)} (png)")
     s.add_argument("--confidence", action="store_true", help="also the probability of the winning class as a grey PNG, 0..255")

@@ -125,7 +125,7 @@ def pack_for_server(model:WeCLIP, # trained
     "Predict a split and pack it as the VOC server takes it."
     path = Path(path); folder = path.with_suffix("")
     masks = folder/"results"/"VOC2012"/"Segmentation"/"comp6_test_cls"
-    for i, ids in predict_stream(model, ((i, data.read(i)[0]) for i in data.ids), crf, workers): save_mask(masks/f"{i}.png", ids)
+    for i, ids in predict_stream(model, ((i, data.read(i)[0]) for i in data.ids), crf, workers, drop=0): save_mask(masks/f"{i}.png", ids)
     with whole_file(path) as part, tarfile.open(part, "w:gz") as tar: tar.add(folder/"results", "results")
 
 # %% ../nbs/19_job.ipynb #50dbbb32
