@@ -18,7 +18,7 @@ from typing import NamedTuple
 import ast, hashlib, json, os
 from filelock import FileLock
 from .classes import get_classes, one_of
-from .config import PAPER, PROFILES, RECIPES, Config, preset, run_name, to_dict
+from .config import LATER, PAPER, PROFILES, RECIPES, Config, preset, run_name, to_dict
 from .infer import MODES
 from .pseudo import STAGES
 from .scenes import cache_dir, write_scenes
@@ -390,8 +390,8 @@ def _read(path, run:Run, out): # dict, or the reason as a str
     except (ValueError, OSError) as e: return f"damaged: {path.name}: not JSON ({e})"
     if odd := _odd(r): return f"damaged: {path.name}: {odd}"
     if r["code"] != code_digest(): return f"stale: {path.name} was made by code {r['code']}, this is {code_digest()}"
-    want = to_dict(run_config(run))
-    if other := [f"{k} {r['config'].get(k)!r}, not {v!r}" for k, v in want.items() if r["config"].get(k) != v]: return f"stale: {path.name} was made with {', '.join(other)}"
+    want, had = to_dict(run_config(run)), {**LATER, **r["config"]}  # a younger field had the value under which it is no part of the name
+    if other := [f"{k} {had.get(k)!r}, not {v!r}" for k, v in want.items() if had.get(k) != v]: return f"stale: {path.name} was made with {', '.join(other)}"
     if lost := [f"{s}/{m}" for s, m in run.scores if f"{s}/{m}" not in r["scores"] and s not in r.get("blind", ())]: return f"missing: score {', '.join(lost)}"
     return r if out is None else _lost(Path(out)/run.name, run) or r
 
