@@ -263,7 +263,7 @@ def test_train_says_how_long(mine, tmp_path, capsys):
 @pytest.mark.parametrize("args, want", [
     (["--images", "x", "--tags", "y"], dict(iters=2000, switch=600, crop=320, pad_ignore=True)), (["--images", "x", "--tags", "y", "--iters", "500"], dict(iters=500, switch=150)),
     (["--images", "x", "--tags", "y", "--iters", "500", "--set", "switch=0"], dict(iters=500, switch=0)), (["--images", "x", "--tags", "y", "--clip", "tiny"], dict(iters=1000, crop=112, views=0)),
-    (["--images", "x", "--tags", "y", "--profile", "coco"], dict(iters=80_000, bs=8)), (["root"], dict(iters=30_000, switch=9145, pad_ignore=False)), (["root", "--iters", "300"], dict(iters=300, switch=91))])
+    (["--images", "x", "--tags", "y", "--profile", "coco"], dict(iters=80_000, bs=4)), (["root"], dict(iters=30_000, switch=9144, pad_ignore=False)), (["root", "--iters", "300"], dict(iters=300, switch=91))])
 def test_profiles(args, want):
     cfg = config_of(parser().parse_args(["train", *args, "--out", "o"]))
     assert {k: getattr(cfg, k) for k in want} == want

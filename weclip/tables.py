@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'FEW', 'ABLATION', 'BOTH', 'FACTS', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE7', 'DIFFERENCES', 'OURS1', 'TABLES',
            'GRID', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'EVALUATION', 'BLIND', 'LISTS', 'FEATURES', 'CODE',
            'Row', 'Table', 'published', 'base', 'with_settings', 'read_mode', 'Run', 'run_config', 'row_run',
-           'snapshot_file', 'chosen', 'plan', 'data_root', 'keeps_features', 'run_parameters', 'syntax', 'code_digest',
-           'made_by', 'read_results', 'value', 'mean_sd', 'collect']
+           'snapshot_file', 'chosen', 'plan', 'data_root', 'keeps_features', 'run_parameters', 'syntax', 'definitions',
+           'code_digest', 'made_by', 'read_results', 'value', 'mean_sd', 'collect']
 
 # %% ../nbs/18b_tables.ipynb #4bc9b29d
 from ast import literal_eval
@@ -360,12 +360,24 @@ def syntax(node # of the standard library's `ast`
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None: fields["body"] = fields["body"][1:]
     return [type(node).__name__, *([k, syntax(v)] for k, v in fields.items() if v is not None and v != [] and k not in ("ctx", "kind", "type_comment"))]
 
+def definitions(source:str # of a module
+    )->list:               # texts, in the order of the module
+    "What the top level of a module defines or does, each as `syntax`; neither imports nor the list of public names."
+    found = []
+    for node in ast.parse(source).body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if not (is_docstring or is_all or isinstance(node, (ast.Import, ast.ImportFrom))):
+            found.append(json.dumps(syntax(node)))
+    return found
+
 @lru_cache
 def code_digest(*more # modules that count, too
     )->str:           # 12 hexadecimal digits
-    "Names everything but the settings that a result depends on."
-    here, h = files("weclip"), hashlib.sha256()
-    for name in (*CODE, *more): h.update(json.dumps(syntax(ast.parse((here/f"{name}.py").read_text(encoding="utf-8")))).encode())
+    "Names everything but the settings that a result depends on, wherever it is defined."
+    sources = [(files("weclip")/f"{name}.py").read_text(encoding="utf-8") for name in (*CODE, *more)]
+    texts = sorted(text for source in sources for text in definitions(source))
+    h = hashlib.sha256("\n".join(texts).encode())
     h.update((ASSETS/"weclip-tiny.safetensors").read_bytes())
     return h.hexdigest()[:12]
 
