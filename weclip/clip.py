@@ -310,7 +310,7 @@ def patches(tokens:Tensor # (B, 1+L, D)
 # %% ../nbs/05_clip.ipynb #6e4279e3
 @torch.no_grad()
 def encode_tokens(model:open_clip.CLIP, # open_clip's CLIP
-                  tokens:Tensor         # token ids, (n, 77)
+                  tokens:Tensor         # token ids, (n, context)
     )->Tensor:                          # (n, E), rows of length 1
     "Unit text features of tokenised prompts."
     return F.normalize(model.encode_text(tokens), dim=-1)
