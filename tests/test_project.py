@@ -221,8 +221,9 @@ def test_index_maps_every_page():
 def test_index_names_what_there_is():
     front = text(ROOT/"nbs"/"index.ipynb", "markdown")
     for stem, names in re.findall(r"\]\((\d\d[a-z]?_\w+)\.ipynb\) *\|[^|]*\|([^|\n]*)\|", front):
-        mod = importlib.import_module(f"weclip.{default_exp(ROOT/'nbs'/f'{stem}.ipynb')}")
-        assert not (odd := set(re.findall(r"`(\w+)`", names)) - set(mod.__all__)), f"{stem} does not export {odd}"
+        module = default_exp(ROOT/"nbs"/f"{stem}.ipynb")
+        exports = importlib.import_module(f"weclip.{module}").__all__ if module else []
+        assert not (odd := set(re.findall(r"`(\w+)`", names)) - set(exports)), f"{stem} does not export {odd}"
 
 @pytest.mark.parametrize("page", [ROOT/"nbs"/"index.ipynb", ROOT/"README.md"], ids=name)
 def test_examples_import(page):
@@ -255,6 +256,42 @@ def test_one_version():
     version = settings()["version"]
     assert yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf-8"))["version"] == version
     assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+
+# ---- tables
+
+def texts(page):
+    "The markdown of a page: its cells and what they show, or the whole file."
+    if page.suffix != ".ipynb": return [page.read_text(encoding="utf-8")]
+    outputs = [o.get("data", {}) for c in cells(page) for o in c.get("outputs", [])]
+    shown = ["".join(data["text/markdown"]) for data in outputs if "text/markdown" in data]
+    return [source(c) for c in cells(page, "markdown")] + shown
+
+def tables(md):
+    "Each table of a text: its rows, each with the number of its cells and the line."
+    md = re.sub(r"^( *)```.*?^ *```", lambda m: "\n"*m[0].count("\n"), md, flags=re.S | re.M)
+    table = []
+    for line in [*md.splitlines(), ""]:
+        if line.lstrip().startswith("|"):
+            inside = line.strip().removeprefix("|").removesuffix("|")  # a bar in code ends a cell, too, unless it is escaped
+            table.append((len(re.findall(r"(?<!\\)\|", inside)) + 1, line))
+        elif table:
+            yield table
+            table = []
+
+def test_rows_are_counted():
+    "By hand: a head of two cells, a rule, a row of two with an escaped bar, a row of three because of a bar in code."
+    md = "text\n\n| a | b |\n|---|---|\n| `x\\|y` | 2 |\n| `x|y` | 2 |\n\n```\n| no table\n```\n"
+    assert [[n for n, _ in t] for t in tables(md)] == [[2, 2, 2, 3]]
+
+PLAIN = [ROOT/n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "nbs/measured.md", "weclip/assets/README.md")]
+
+@pytest.mark.parametrize("page", NBS + EXPERIMENTS + PLAIN, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_table_rows_are_complete(page):
+    "A row of another length than the head: nbconvert printed the front page's map as one paragraph of bars."
+    for md in texts(page):
+        for table in tables(md):
+            assert len(table) > 1 and re.fullmatch(r"[\s|:-]+", table[1][1]), f"no rule below {table[0][1]!r}"
+            assert not (odd := [line for n, line in table if n != table[0][0]]), f"expected {table[0][0]} cells: {odd}"
 
 # ---- the two commands
 

@@ -95,7 +95,7 @@ class FrozenCache:
         )->Frozen:           # float32 on the batch's device
         "What `WeCLIP.encode` gives for a batch, up to the precision of storage."
         rows, dev = [v*self.n + i for _, _, i, v in batch.keys], batch.img.device
-        t = self.take("tokens", rows).to(dev).transpose(0, 1)  # (F, B, L, D)
+        t = self.take("tokens", rows).to(dev).transpose(0, 1)  # (n_feats, B, L, D)
         tokens = torch.empty(t.shape, device=dev).copy_(t).unbind(0)
         if "cam" not in self.arrays: return Frozen(tokens, self.grid)
         img_idx, tag_idx = pairs(batch.tags, dev)
@@ -121,7 +121,7 @@ class KeptTokens(nn.Module):
             part = file.with_suffix(f".{os.getpid()}.part")
             with part.open("wb") as f: np.save(f, torch.stack(self.model.tokens(img).tokens).half().cpu().numpy())
             os.replace(part, file)
-        read = torch.from_numpy(np.load(file)).to(img.device)  # (F, B, L, D)
+        read = torch.from_numpy(np.load(file)).to(img.device)  # (n_feats, B, L, D)
         return Frozen(read.float().unbind(0), tuple(n//self.patch for n in img.shape[-2:]))
 
     def logits(self, img:Tensor # normalised, (B, 3, H, W)

@@ -269,7 +269,7 @@ class FrozenCLIP(nn.Module):
         "How many whole patches an image has."
         return (img.shape[-2]//self.patch)*(img.shape[-1]//self.patch)
 
-    def image_vector(self, z:Tensor # tokens behind the last block that are pooled, (..., R, D)
+    def image_vector(self, z:Tensor # tokens behind the last block that are pooled, (..., rows, D)
         )->Tensor:                  # (..., D), before the projection
         "Mean of the tokens and the last norm, in the tower's order."
         ln = self.visual.ln_post
@@ -310,20 +310,20 @@ def patches(tokens:Tensor # (B, 1+L, D)
 # %% ../nbs/05_clip.ipynb #6e4279e3
 @torch.no_grad()
 def encode_tokens(model:open_clip.CLIP, # open_clip's CLIP
-                  tokens:Tensor         # token ids, (K, 77)
-    )->Tensor:                          # (K, E), rows of length 1
+                  tokens:Tensor         # token ids, (n, context)
+    )->Tensor:                          # (n, E), rows of length 1
     "Unit text features of tokenised prompts."
     return F.normalize(model.encode_text(tokens), dim=-1)
 
 def text_features(model:open_clip.CLIP,  # open_clip's CLIP
-                  tokenizer,             # list of str -> token ids (n, 77)
-                  names:Sequence[str],   # K class names
+                  tokenizer,             # list of str -> token ids, a row each
+                  names:Sequence[str],   # n class names
                   template:str|Sequence[str]="a clean origami {}." # one prompt, or several to average, each with a {}
-    )->Tensor:                           # (K, E), rows of length 1
-    "Unit text feature of each name, the mean over its prompts, §4.2."
+    )->Tensor:                           # (n, E), rows of length 1
+    "Unit text feature of each name, the mean over its prompts, Fig. 2, §3.3."
     templates = [template] if isinstance(template, str) else list(template)
     if not (names and templates and all("{}" in t for t in templates)):
         raise ValueError(f"expected at least one name and templates with a {{}}, got {len(names)} names and {templates}")
     tokens = tokenizer([t.format(n) for n in names for t in templates]).to(next(model.parameters()).device)
-    feats = encode_tokens(model, tokens).unflatten(0, (len(names), len(templates)))  # (K, M, E)
+    feats = encode_tokens(model, tokens).unflatten(0, (len(names), len(templates)))  # (names, templates, E)
     return F.normalize(feats.mean(1), dim=-1)

@@ -16,48 +16,48 @@ class Config:
     "All settings of one training and its evaluation; defaults are the authors' released VOC run."
     classes: str = "voc"          # class list: voc | coco | scenes | scenes12, or a YAML file of your own
     # --- frozen encoder
-    norm: str = "imagenet"        # pixel normalisation: imagenet | clip. P: unstated
+    norm: str = "imagenet"        # pixel normalisation: imagenet | clip. Paper: unstated
     pool: str = "patches"         # image vector of the CAM score: mean of the patches | "cls" token
-    n_feats: int = 11             # blocks the decoder reads, counted from the first. P: N = 12, §3.2
+    n_feats: int = 11             # blocks the decoder reads, counted from the first. Paper: N = 12, §4.2
     # --- CAM and its refinement
-    cam_floor: float = 0.         # a raw CAM that peaks below this shows nothing, unless CLIP is sure of its tag; 0: never. P: unstated
+    cam_floor: float = 0.         # a raw CAM that peaks below this shows nothing, unless CLIP is sure of its tag; 0: never. Paper: unstated
     box_thr: float = 0.4          # box mask threshold, fraction of the CAM's maximum; COCO 0.7 [29]
-    box_open: bool = True         # boxes never cover the last row and column. P: unstated (a slip of the code)
+    box_open: bool = True         # boxes never cover the last row and column. Paper: unstated (a slip of the code)
     use_aff: bool = True          # A_f in Eq. (7), Table 6
     use_gate: bool = True         # G in Eq. (7), Table 6
     use_attn: bool = True         # A_s in Eq. (7), Table 6
     refine: bool = True           # RFM at all, Table 4 (False: pseudo labels from the initial CAM)
     n_static: int = 8             # attention maps averaged before the switch (CLIP-ES [29])
-    n_dynamic: int = 6            # attention maps offered to the filter after it, counted from the last; COCO 10. P: N0 = 6, so 7
-    signed: bool = True           # S_l of Eq. (5) signed, as printed; False: |A_f - A_l|
+    n_dynamic: int = 6            # maps offered to the filter after it, the last ones; COCO 10. Paper: N_0 = 6, so 7
+    signed: bool = True           # S^l of Eq. (5) signed, as printed; False: |A_f - A_s^l|
     sinkhorn_iters: int = 3       # rounds of column, then row normalisation [29]
     alpha: int = 2                # power of the transition matrix, Eq. (8), §4.2
-    switch: int = 9144            # first iteration with a dynamic RFM, counted from 0; COCO 40000. P: always dynamic (0)
+    switch: int = 9144            # first iteration with a dynamic RFM, counted from 0; COCO 40000. Paper: always dynamic (0)
     # --- pseudo labels
-    par_iters: int = 20           # PAR iterations. P: "as [39]"
+    par_iters: int = 20           # PAR iterations. Paper: those of [39]
     par_dilations: tuple = (1, 2, 4, 8, 12, 24)  # pixels
     par_scale: float = 1.0        # side of PAR's working picture, relative to the labels
     # --- decoder
     d: int = 256                  # width, §4.2
     layers: int = 3               # transformer layers of phi, Table 5
     heads: int = 8                # §4.2
-    dropout: float = 0.1          # channels of F_u dropped in training. P: unstated
+    dropout: float = 0.1          # channels of F_u dropped in training. Paper: unstated
     # --- losses
-    lam: float = 0.1              # weight of the affinity loss, Eq. (10)
-    seg_loss: str = "balanced"    # mean of background CE and foreground CE | "ce". P: ce
-    aff_loss: str = "l1"          # balanced L1 | "ce". P: ce
-    radius: int = 8               # pairs further apart (Chebyshev, tokens) carry no affinity label; 0: all pairs count. P: all
+    lam: float = 0.1              # weight of the affinity loss, Eq. (10), §4.2
+    seg_loss: str = "balanced"    # mean of background CE and foreground CE | "ce". Paper: ce
+    aff_loss: str = "l1"          # balanced L1 | "ce". Paper: ce
+    radius: int = 8               # pairs further apart (tokens, Chebyshev) are not labelled; 0: all are. Paper: all
     # --- training
     crop: int = 320               # pixels, §4.2
-    scale: tuple = (0.5, 2.0)     # random rescaling before the crop. P: unstated
+    scale: tuple = (0.5, 2.0)     # random rescaling before the crop. Paper: unstated
     flip: bool = True             # random horizontal flip
     views: int = 0                # fixed crops per picture, visited in turn, whose frozen features can be kept; 0: a new crop at every visit
     pad_ignore: bool = False      # leave the padding of small pictures out of the losses. Released: padding is supervised
-    bs: int = 4                   # images per step, §4.2; COCO 4. P: COCO 8
+    bs: int = 4                   # images per step, §4.2; COCO 4. Paper: COCO 8
     iters: int = 30_000           # §4.2; COCO 80,000
     lr: float = 2e-3              # §4.2
-    wd: float = 1e-2              # on every decoder parameter. P: 1e-3
-    warmup: int = 50              # iterations of linear warm-up. P: unstated
+    wd: float = 1e-2              # on every decoder parameter. Paper: 1e-3
+    warmup: int = 50              # iterations of linear warm-up. Paper: unstated
     warmup_ratio: float = 1e-6    # first learning rate, as a fraction of `lr`
     power: float = 1.0            # of the polynomial decay
     amp: str = "off"              # mixed precision of encoder and decoder in training: off | bf16 | fp16
@@ -67,7 +67,7 @@ class Config:
     # --- inference
     long_side: int = 512          # pixels; 0: the picture's own size
     scales: tuple = (1.0, 0.75)   # §4.2
-    tta_flip: bool = True         # average with the mirrored picture. P: unstated
+    tta_flip: bool = True         # average with the mirrored picture. Paper: unstated
     round_to: int = 1             # network sizes are rounded to this many pixels; 1: truncated as released, 16: whole patches
     crf_iters: int = 10           # DenseCRF, §4.2
     crf_pos: tuple = (3, 3)       # Gaussian kernel: (std in pixels, weight)

@@ -45,9 +45,9 @@ def _side(n:float,      # wanted, pixels
     return unit*max(1, int(n/unit + .5))
 
 # %% ../nbs/15_infer.ipynb #fdcba0c9
-def _resize(x:Tensor, # (B, K, H, W) float
+def _resize(x:Tensor, # (B, m, H, W) float
             size      # (height, width)
-    )->Tensor:        # (B, K, *size)
+    )->Tensor:        # (B, m, *size)
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 def fit(img:Tensor,      # normalised picture, (B, 3, H, W)

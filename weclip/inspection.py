@@ -25,17 +25,17 @@ from .viz import heat, save_sheet
 # %% ../nbs/17b_inspection.ipynb #70638207
 def clip_view(model:WeCLIP,     # its image tower's size is taken
               image:np.ndarray, # (H, W, 3) uint8
-    )->Tensor:                  # (1, 3, S, S), normalised as CLIP was trained, on the CPU
+    )->Tensor:                  # (1, 3, H, H), normalised as CLIP was trained, on the CPU
     "A whole picture on CLIP's own square."
     return F.interpolate(preprocess(image, "clip")[None], model.clip.visual.image_size, mode="bilinear", antialias=True)
 
 @torch.no_grad()
 def similarity(model:WeCLIP, # its CLIP and sentences are asked
-               views:Tensor  # (B, 3, S, S)
+               views:Tensor  # (B, 3, H, H)
     )->Tensor:               # (B, C-1), on the CPU
     "Cosines with the classes' sentences, less the picture's mean over all sentences."
     v = F.normalize(model.clip.visual(views.to(model.text_fg.device)), dim=-1)  # (B, E)
-    cos = v @ torch.cat([model.text_fg, model.text_bg]).T                       # (B, K)
+    cos = v @ torch.cat([model.text_fg, model.text_bg]).T                       # (B, C-1+b)
     return (cos[:, :len(model.text_fg)] - cos.mean(1, keepdim=True)).cpu()
 
 class Survey(NamedTuple):

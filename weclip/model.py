@@ -29,18 +29,18 @@ from .tinyclip import tiny_clip, tiny_tokenizer
 
 # %% ../nbs/13_model.ipynb #bcddb153
 class Output(NamedTuple):
-    "Every intermediate of Fig. 2; P pairs (image, tag) in image order, classes ascending."
+    "Every intermediate of Fig. 2; K (image, tag) pairs in image order, classes ascending."
     tokens: tuple          # the blocks' outputs that the decoder read, each (B, L, D)
     grid: tuple            # (h, w), h*w = L
     fu: Tensor             # F_u, (B, d, h, w), Eq. (2)
     logits: Tensor         # P before up-sampling, (B, C, h, w), Eq. (3)
     aff: Tensor = None     # A_f, (B, L, L), Eq. (4)
     attn: Tensor = None    # A_s of the last n blocks, (B, n, L, L), head means
-    cam: Tensor = None     # M_init, (P, h, w) in [0, 1]
-    cam_ref: Tensor = None # M_f, (P, h, w), Eq. (8)
+    cam: Tensor = None     # M_init, (K, h, w) in [0, 1]
+    cam_ref: Tensor = None # M_f, (K, h, w), Eq. (8)
     pseudo: Tensor = None  # M_p, (B, H, W) long, 0 background, 255 ignored
-    img_idx: Tensor = None # image of each pair, (P,)
-    tag_idx: Tensor = None # 0-based class of each pair, (P,)
+    img_idx: Tensor = None # image of each pair, (K,)
+    tag_idx: Tensor = None # 0-based class of each pair, (K,)
     cams: Cams = None      # scores, raw CAM and weights behind `cam`
 
 # %% ../nbs/13_model.ipynb #f0421a5c
@@ -49,9 +49,9 @@ class Frozen(NamedTuple):
     tokens: tuple          # the blocks' outputs that the decoder reads, each (B, L, D)
     grid: tuple            # (h, w), h*w = L
     attn: Tensor = None    # A_s of the last n blocks, (B, n, L, L), head means
-    cam: Tensor = None     # M_init, (P, h, w) in [0, 1]
-    img_idx: Tensor = None # image of each pair, (P,)
-    tag_idx: Tensor = None # 0-based class of each pair, (P,)
+    cam: Tensor = None     # M_init, (K, h, w) in [0, 1]
+    img_idx: Tensor = None # image of each pair, (K,)
+    tag_idx: Tensor = None # 0-based class of each pair, (K,)
     cams: Cams = None      # scores, raw CAM and weights behind `cam`
 
 # %% ../nbs/13_model.ipynb #48c1c1be
@@ -121,13 +121,13 @@ class WeCLIP(nn.Module):
         read = [*tokens, cams.out][:self.cfg.n_feats]; del tokens
         return Frozen(_patches(read), grid, attn, cams.cam, img_idx, tag_idx, cams)
 
-    def refine(self, cam:Tensor, # M_init, (P, h, w)
+    def refine(self, cam:Tensor, # M_init, (K, h, w)
                attn:Tensor,      # A_s, (B, n, L, L)
                aff:Tensor,       # A_f, (B, L, L)
-               img_idx:Tensor,   # image of each pair, (P,)
+               img_idx:Tensor,   # image of each pair, (K,)
                dynamic:bool,     # does A_f take part?
                most:int          # largest number of tags of an image
-        )->Tensor:               # (P, h, w)
+        )->Tensor:               # (K, h, w)
         "M_f from M_init, Eqs. (5)-(8), with the settings' switches."
         c = self.cfg
         if not c.refine: return cam

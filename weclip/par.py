@@ -52,11 +52,11 @@ def affinity(img:Tensor,                       # normalised image, (B, 3, H, W)
     return torch.softmax(color, 1, out=color).add_(pos_weight*(-pos).softmax(0)[:,None,None])
 
 # %% ../nbs/08_par.ipynb #4a4d47ea
-def diffuse(masks:Tensor,                    # scores, (B, K, H, W)
+def diffuse(masks:Tensor,                    # scores, (B, m, H, W)
             aff:Tensor,                      # from `affinity`, (B, n, H, W)
             dilations:tuple=(1,2,4,8,12,24), # as given to `affinity`
             steps:int=1                      # of diffusion
-    )->Tensor:                               # (B, K, H, W)
+    )->Tensor:                               # (B, m, H, W)
     "Every pixel takes the weighted sum of its neighbours' scores, again and again."
     for _ in range(steps):
         out = torch.zeros_like(masks)
@@ -75,46 +75,46 @@ def tile(n:int,      # numbers of a pixel
     return max(1, CACHE//(4*n*size[0]*size[1])) if torch.device(device).type == "cpu" else None
 
 def par(img:Tensor,                       # normalised image, (B, 3, H, W)
-        masks:Tensor,                     # scores, (B, K, h, w)
+        masks:Tensor,                     # scores, (B, m, h, w)
         iters:int=20,                     # steps of diffusion
         dilations:tuple=(1,2,4,8,12,24)   # pixels of the (h, w) grid
-    )->Tensor:                            # (B, K, h, w), 1.01**iters times as large on average
+    )->Tensor:                            # (B, m, h, w), 1.01**iters times as large on average
     "Pixel-adaptive refinement: diffuse `masks` along the colours of `img`; AFA [39]."
     if img.ndim != 4 or masks.ndim != 4 or len(img) != len(masks):
-        raise ValueError(f"img, masks: expected (B, 3, H, W) and (B, K, h, w), got {tuple(img.shape)} and {tuple(masks.shape)}")
+        raise ValueError(f"img, masks: expected (B, 3, H, W) and (B, m, h, w), got {tuple(img.shape)} and {tuple(masks.shape)}")
     if img.shape[-2:] != masks.shape[-2:]: img = F.interpolate(img, masks.shape[-2:], mode="bilinear", align_corners=True)
     n = tile(8*len(dilations), img.shape[-2:], img.device) or len(img)
     return torch.cat([diffuse(m, affinity(i, dilations), dilations, iters) for i, m in zip(img.split(n), masks.split(n))])
 
 # %% ../nbs/08_par.ipynb #69e21591
-def upsample_cam(cam:Tensor, # (P, h, w), any range
+def upsample_cam(cam:Tensor, # (K, h, w), any range
                  size:tuple  # (H, W), pixels
-    )->Tensor:               # (P, H, W), in [0, 1]
+    )->Tensor:               # (K, H, W), in [0, 1]
     "Min-max stretch of each map, then bilinear resizing; CLIP-ES [29]."
     return F.interpolate(minmax(cam)[:,None], size, mode="bilinear", align_corners=False)[:,0]
 
 # %% ../nbs/08_par.ipynb #476abf6b
-def with_background(fg:Tensor # scores of the tags, zeros where an image has fewer, (B, K, H, W)
-    )->Tensor:                # (B, 1+K, H, W), background first
+def with_background(fg:Tensor # scores of the tags, zeros where an image has fewer, (B, most, H, W)
+    )->Tensor:                # (B, 1+most, H, W), background first
     "Prepend what the strongest tag leaves over."
     return torch.cat([1 - fg.amax(1, keepdim=True), fg], 1)
 
 # %% ../nbs/08_par.ipynb #dd2db515
-def winner(scores:Tensor,  # (B, 1+K, H, W), background first
-           img_idx:Tensor, # image of each pair, ascending, (P,)
-           tag_idx:Tensor  # its 0-based tag, (P,)
+def winner(scores:Tensor,  # (B, 1+most, H, W), background first
+           img_idx:Tensor, # image of each pair, ascending, (K,)
+           tag_idx:Tensor  # its 0-based tag, (K,)
     )->Tensor:             # (B, H, W) long: 0 background, tag + 1 elsewhere
     "Class of the largest score among each image's own tags and the background."
-    ids = F.pad(group(tag_idx + 1, img_idx, len(scores), scores.shape[1]-1), (1,0))  # (B,1+K), 0: background or unused
+    ids = F.pad(group(tag_idx + 1, img_idx, len(scores), scores.shape[1]-1), (1,0))  # (B, 1+most), 0: background or unused
     used = F.pad(ids[:,1:] > 0, (1,0), value=True)
     best = scores.masked_fill(~used[:,:,None,None], -torch.inf).argmax(1)  # (B,H,W)
     return ids.gather(1, best.flatten(1)).view_as(best)
 
 # %% ../nbs/08_par.ipynb #1720a8aa
-def pseudo_labels(cam_ref:Tensor,  # refined CAM, (P, h, w)
+def pseudo_labels(cam_ref:Tensor,  # refined CAM, (K, h, w)
                   img:Tensor,      # normalised image, (B, 3, H', W')
-                  img_idx:Tensor,  # image of each pair, ascending, (P,)
-                  tag_idx:Tensor,  # its 0-based tag, (P,)
+                  img_idx:Tensor,  # image of each pair, ascending, (K,)
+                  tag_idx:Tensor,  # its 0-based tag, (K,)
                   size:tuple,      # (H, W) of the labels
                   par_scale:float=1, # side of PAR's working picture, relative to `size`
                   iters:int=20,    # steps of PAR
@@ -125,7 +125,7 @@ def pseudo_labels(cam_ref:Tensor,  # refined CAM, (P, h, w)
     if not len(cam_ref) == len(img_idx) == len(tag_idx):
         raise ValueError(f"cam_ref, img_idx, tag_idx: expected one row per pair, got {len(cam_ref)}, {len(img_idx)}, {len(tag_idx)}")
     work = tuple(max(1, round(s*par_scale)) for s in size)
-    fg = group(upsample_cam(cam_ref, work), img_idx, len(img), k)  # (B,K,·,·)
+    fg = group(upsample_cam(cam_ref, work), img_idx, len(img), k)  # (B, most, ·, ·)
     scores = par(img, with_background(fg), iters, dilations)
     if work != tuple(size): scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
     return winner(scores, img_idx, tag_idx)

@@ -44,29 +44,29 @@ def plain_cam(clip:FrozenCLIP,      # frozen encoder
               grid:tuple,           # (h, w), h*w = L
               text_fg:Tensor,       # unit features of the classes, (C-1, E)
               text_bg:Tensor,       # unit features of the background words, (b, E)
-              img_idx:Tensor,       # image of each pair, (P,), ascending
-              tag_idx:Tensor,       # 0-based class of each pair, (P,)
+              img_idx:Tensor,       # image of each pair, (K,), ascending
+              tag_idx:Tensor,       # 0-based class of each pair, (K,)
               pool:str="patches"    # as in `gradcam`
-    )->Tensor:                      # M_init, (P, h, w) in [0, 1]
+    )->Tensor:                      # M_init, (K, h, w) in [0, 1]
     "GradCAM of all pairs by autograd."
     block, text = clip.blocks[-1], torch.cat([text_fg, text_bg])
     with torch.enable_grad():
-        x = x.detach().requires_grad_()[img_idx]  # (P, 1+L, D)
+        x = x.detach().requires_grad_()[img_idx]  # (K, 1+L, D)
         a = block.ln_1(x)
         y = x + block.ls_1(block.attn(a, a, a, need_weights=False)[0])
         z = y + block.ls_2(block.mlp(block.ln_2(y)))
         keep = candidates(img_idx, tag_idx, int(img_idx.max()) + 1 if len(img_idx) else 0, len(text_fg), len(text_bg))
         p = class_logits(clip, clip.image_vector(z[:, ROWS[pool]]), text, keep).softmax(-1)
-        w = torch.autograd.grad(p.gather(1, tag_idx[:, None]).sum(), a)[0][:, 1:].mean(1)  # (P, D)
+        w = torch.autograd.grad(p.gather(1, tag_idx[:, None]).sum(), a)[0][:, 1:].mean(1)  # (K, D)
     raw = torch.einsum("pld,pd->pl", a.detach()[:, 1:], w).unflatten(-1, tuple(grid))
     return minmax(minmax(raw.relu()))
 
 # %% ../nbs/17d_plain.ipynb #59f2ef55
 def plain_par(img:Tensor,                     # normalised image, (B, 3, H, W)
-              masks:Tensor,                   # scores, (B, K, H, W)
+              masks:Tensor,                   # scores, (B, m, H, W)
               iters:int=20,                   # steps of diffusion
               dilations:tuple=(1,2,4,8,12,24) # pixels
-    )->Tensor:                                # (B, K, H, W)
+    )->Tensor:                                # (B, m, H, W)
     "Pixel-adaptive refinement with an axis of neighbours; AFA [39]."
     def near(x): return torch.stack(neighbours(x, dilations), 2)  # (B, c, n, H, W)
     n, dist = near(img), img.new_tensor([math.hypot(*o) for o in offsets(dilations)])
@@ -76,10 +76,10 @@ def plain_par(img:Tensor,                     # normalised image, (B, 3, H, W)
     for _ in range(iters): masks = (near(masks)*aff[:, None]).sum(2)
     return masks
 
-def plain_labels(cam_ref:Tensor,                  # refined CAM, (P, h, w)
+def plain_labels(cam_ref:Tensor,                  # refined CAM, (K, h, w)
                  img:Tensor,                      # normalised image, (B, 3, H, W)
-                 img_idx:Tensor,                  # image of each pair, ascending, (P,)
-                 tag_idx:Tensor,                  # its 0-based tag, (P,)
+                 img_idx:Tensor,                  # image of each pair, ascending, (K,)
+                 tag_idx:Tensor,                  # its 0-based tag, (K,)
                  iters:int=20,                    # steps of PAR
                  dilations:tuple=(1,2,4,8,12,24)  # pixels
     )->Tensor:                                    # M_p, (B, H, W) long

@@ -141,8 +141,8 @@ def pretraining_set(folder,       # where the arrays are kept
         (folder/f"{n}_{seed}.done").touch()
     return {k: np.load(folder/f"{k}.npy", mmap_mode="r") for k in shapes}
 
-def random_squares(img:Tensor,  # (B, 3, S, S) float
-                   lbl:Tensor,  # (B, 1, S, S) float class ids
+def random_squares(img:Tensor,  # (B, 3, H, H) float
+                   lbl:Tensor,  # (B, 1, H, H) float class ids
                    side,        # of the result, pixels
                    gen,         # torch generator of the draws
                    min_area=1/3 # of the square, as a share of the picture

@@ -1,0 +1,79 @@
+"""What the pages quote of the paper: numbers of equations, sections, tables and references, and the letters of shapes."""
+import json, re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT/"nbs").glob("*.ipynb")) + sorted((ROOT/"experiments").glob("*.ipynb")) + [ROOT/"README.md"]
+CITED = {"CLIP-ES": {29}, "GradCAM": {29, 41}, "AFA": {39}, "Sinkhorn": {42}, "ToCo": {40}, "MCTformer": {52}, "reproduced by": {33}}
+SECTIONS = {"1", "2.1", "2.2", "3.1", "3.2", "3.3", "3.4", "4.1", "4.2", "4.3", "4.4", "4.5", "5"}
+PRINTED = {  # as in the paper, blanks apart
+    1: r"F^l_{new} = W^1_{fc}(\mathrm{ReLU}(W^2_{fc}(F^l_{init})))",
+    3: r"P = \mathrm{Conv}(\phi(F_u))\uparrow",
+    4: r"A_f = \mathrm{Sigmoid}(F_u^T F_u)",
+    5: r"S^l = \sum_{i=1}^{hw}\sum_{j=1}^{hw} A_f(i,j) - A_s^l(i,j)",
+    7: r"R = \frac{A_f}{N_m}\sum_{l=1}^{N} G^l_e A_s^l",
+    8: r"M_f^c = (\frac{R_{nor} + R_{nor}^T}{2})^{\alpha} \cdot M_\mathrm{init}^c",
+    9: r"\hat A = \mathrm{Oh}(M_p)^T\mathrm{Oh}(M_p)",
+    10: r"\mathcal{L} = \mathcal{L}_{ce}(P, M_p\uparrow) + \lambda\mathcal{L}_{ce}(A_f, \hat A)"}
+
+def text(page):
+    if page.suffix != ".ipynb": return page.read_text(encoding="utf-8")
+    return "\n\n".join("".join(c["source"]) for c in json.loads(page.read_text(encoding="utf-8"))["cells"])
+
+def numbered(page):
+    "Displayed equations with a number: (number, formula)."
+    for shown in re.findall(r"\$\$(.+?)\$\$", text(page), re.S):
+        for formula, number in re.findall(r"(.+?),?\s*\\qquad\s*\\text\{\((.+?)\)\}", shown, re.S): yield number, formula
+
+def plain(formula):
+    "Without blanks and the sizes of brackets."
+    return re.sub(r"\\[,;! ]|\\[Bb]ig|\s", "", formula)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+
+@pages
+def test_references_have_their_numbers(page):
+    "GradCAM was cited as [33], which is Dataset Diffusion, of Table 7."
+    for name, numbers in CITED.items():
+        for cited in re.findall(rf"{name}(?:, \w+'\d\d)? \[([\d, ]+)\]", text(page)):
+            assert {int(n) for n in cited.split(",")} <= numbers, f"{name} [{cited}]"
+
+@pages
+def test_gradcam_is_of_section_3_3(page):
+    "It stood as §3.2, which is the decoder."
+    lines = [line for line in text(page).splitlines() if re.search(r"GradCAM|\bCAMs?\b", line) and "§3.2" in line]
+    assert not lines
+
+@pages
+def test_numbers_are_of_the_paper(page):
+    "Ten equations, five figures, seven tables, five chapters."
+    said = text(page)
+    equations = {int(n) for pair in re.findall(r"\bEqs?\. ?\(?(\d+)\)?(?:(?:-| and |, )\(?(\d+)\b)?", said) for n in pair if n}
+    assert equations <= set(range(1, 11))
+    assert {int(n) for n in re.findall(r"\bTables? (\d+)", said)} <= set(range(1, 8))
+    assert {int(n) for n in re.findall(r"\bFig(?:\.|ures?) (\d+)", said)} <= set(range(1, 6))
+    assert set(re.findall(r"§(\d(?:\.\d)?)", said)) <= SECTIONS
+
+@pages
+def test_equation_is_displayed_once(page):
+    "Eq. (8) carried its number twice, once with a mask that it does not print; in a numbered equation only the number is in the brackets."
+    numbers = [n for n, _ in numbered(page)]
+    assert all(n.isdecimal() for n in numbers) and len(numbers) == len(set(numbers)), numbers
+
+@pages
+def test_equation_is_as_printed(page):
+    "Eq. (7) stood with its sum up to N_m, and the paper was blamed for it; Eq. (10) with and without its arrow."
+    for number, formula in numbered(page):
+        if int(number) in PRINTED: assert plain(formula) == plain(PRINTED[int(number)])
+
+def test_every_equation_is_shown():
+    shown = {int(n) for page in PAGES for n, _ in numbered(page)}
+    assert shown == set(range(1, 11))
+
+@pages
+def test_pairs_are_counted_by_k(page):
+    "P is the prediction; the (image, tag) pairs had the same letter."
+    outside = re.sub(r"\$\$.+?\$\$|\$[^$\n]+\$", "", text(page), flags=re.S)
+    assert not re.findall(r"\(P\b.*|\bP \(?(?:image|pairs).*", outside)
