@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import weclip.model
 from weclip import bench
-from weclip.classes import get_classes
+from weclip.classes import get_classes, voc_palette
 from weclip.clip import read_weights
 from weclip.data import open_data, read_image, read_mask, read_onehot, save_mask
 from weclip.model import load_model, read_checkpoint, save_model
@@ -76,10 +76,18 @@ def pictures():
     def made(im, kind, **kw): f = io.BytesIO(); im.save(f, kind, **kw); return f.getvalue()
     return {"base.jpg": made(rgb, "JPEG"), "progressive.jpg": made(rgb, "JPEG", progressive=True), "grey.jpg": made(grey, "JPEG"), "cmyk.jpg": made(rgb.convert("CMYK"), "JPEG"),
             "turned.jpg": made(rgb, "JPEG", exif=turned), "turned.png": made(rgb, "PNG", exif=turned), "base.png": made(rgb, "PNG"), "deep.png": made(deep, "PNG"),
+            "twelve.png": made(Image.fromarray(np.asarray(deep) >> 4), "PNG"), "twelve.tif": made(Image.fromarray(np.asarray(deep) >> 4), "TIFF", tiffinfo={281: 4095}), "rgb16.png": rgb16(np.asarray(deep) >> 4),
             "palette.png": made(rgb.quantize(16), "PNG", transparency=3), "alpha.png": made(rgb.convert("RGBA"), "PNG"), "bit.png": made(rgb.convert("1"), "PNG"),
             "moving.png": made(rgb, "PNG", save_all=True, append_images=frames), "moving.gif": made(rgb, "GIF", save_all=True, append_images=frames),
             "moving.webp": made(rgb, "WEBP", save_all=True, append_images=frames), "base.webp": made(rgb, "WEBP"), "base.bmp": made(rgb, "BMP"),
             "lzw.tif": made(rgb, "TIFF", compression="tiff_lzw"), "cmyk.tif": made(rgb.convert("CMYK"), "TIFF"), "deep.tif": made(deep, "TIFF")}
+
+def rgb16(grey):
+    "A PNG of three equal channels with 16 bits, and its own word that 12 of them count."
+    def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    rows = b"".join(b"\0" + np.stack([row]*3, -1).astype(">u2").tobytes() for row in grey)
+    head = struct.pack(">IIBBBBB", *grey.shape[::-1], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"sBIT", b"\x0c"*3) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 def make_root(folder):
     "Three tagged pictures in VOC2012 layout."
@@ -121,7 +129,10 @@ PICTURES = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n
 
 def picture(path):
     img = read_image(path)
-    with Image.open(path) as im: upright = ImageOps.exif_transpose(im).size
+    with Image.open(path) as im:
+        upright = im.size
+        try: upright = ImageOps.exif_transpose(im).size
+        except Exception: pass  # EXIF that cannot be read turns nothing
     assert img.dtype == np.uint8 and img.shape == (*upright[::-1], 3), f"{img.shape} for {upright}"
 
 def mask(path):
@@ -202,7 +213,8 @@ def inputs(tmp):
     for k, b in enumerate(PICTURES): yield "picture", picture, tmp/f"made{k}.jpg", f"made {k}", b
     ids = np.random.default_rng(0).integers(0, 4, (20, 30)).astype(np.uint8)
     save_mask(tmp/"mask.png", ids); Image.fromarray(ids).save(tmp/"grey.png")
-    for p in (tmp/"mask.png", tmp/"grey.png"): yield from binary("mask", mask, p, p.read_bytes(), (*BYTES, size, size), 90)
+    Image.fromarray(voc_palette()[ids]).quantize(256, dither=0).save(tmp/"sorted.png")
+    for p in (tmp/"mask.png", tmp/"grey.png", tmp/"sorted.png"): yield from binary("mask", mask, p, p.read_bytes(), (*BYTES, size, size), 90)
     def text(kind, read, path, made, n):
         b = path.read_bytes()
         yield from ((kind, read, path, *m) for m in [("", b), *((f"made {k}", x) for k, x in enumerate(made)), *mutants(b, TEXT, n, kind)])

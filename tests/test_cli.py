@@ -1,9 +1,10 @@
 """The command as a stranger uses it: training, stopping, resuming, predicting, and every kind of mistake."""
-import json, sys
+import json, shutil, sys
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from weclip.cli import main
-from weclip.data import read_mask
+from weclip.data import read_mask, save_mask
 from weclip.scenes import write_scenes
 
 FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
@@ -43,6 +44,37 @@ def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     crf, = (line for line in said.splitlines() if "DenseCRF" in line)
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in said
     for p in (run/"masks"/"crf").iterdir(): assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
+
+@pytest.fixture
+def spoilt(root, tmp_path):
+    "A copy of the folder, to be damaged."
+    return Path(shutil.copytree(root, tmp_path/"spoilt"))
+
+@pytest.mark.parametrize("command", [["train"], ["train", "--set", "supervised=True"], ["demo", "--data"]])
+def test_pictures_that_cannot_be_read_are_named_before_the_first_iteration(spoilt, tmp_path, capsys, command):
+    "A truncated JPEG ended a training when its turn came, with 30 lines of a worker."
+    for k in (3, 7): p = spoilt/"JPEGImages"/f"train_{k:05d}.jpg"; p.write_bytes(p.read_bytes()[:-60])
+    command, more = command[:1 + (command[-1] == "--data")], command[1:] if command[0] == "train" else []
+    assert main([*command, str(spoilt), "--train-split", "train", "--out", str(tmp_path/"run"), *TINY, *FAST[:1], *more[1:], *FAST[1:]]) != 0
+    said = capsys.readouterr()
+    line, = (x for x in said.err.splitlines() if "cannot be read" in x)
+    assert "2 of 12 pictures" in line and "train_00003.jpg, train_00007.jpg" in line and "Traceback" not in said.err and not (tmp_path/"run"/"checkpoint.pt").exists()
+
+def test_what_is_scored_later_is_read_before_the_training(spoilt, tmp_path, capsys):
+    args = ["demo", "--data", str(spoilt), "--train-split", "train", "--out", str(tmp_path/"run"), *TINY, *FAST]
+    p = spoilt/"JPEGImages"/"val_00002.jpg"; whole = p.read_bytes(); p.write_bytes(whole[:-60])
+    assert main(args) != 0 and "1 of 4 pictures or their masks cannot be read: val_00002.jpg" in capsys.readouterr().err
+    p.write_bytes(whole)
+    for m in spoilt.glob("SegmentationClassAug/val*.png"): save_mask(m, np.where(read_mask(m, 8) > 0, 255, 0).astype(np.uint8))
+    assert main(args) != 0 and "no object class occurs in any of the 4 masks" in capsys.readouterr().err
+    assert not (tmp_path/"run"/"checkpoint.pt").exists()
+
+@pytest.mark.parametrize("command", [["evaluate"], ["train", "--set", "supervised=True"]])
+def test_masks_that_would_score_themselves(spoilt, run, tmp_path, capsys, command):
+    for m in spoilt.glob("SegmentationClassAug/*.png"): save_mask(m, np.where(read_mask(m, 8) > 0, 255, 0).astype(np.uint8))
+    more = ["--checkpoint", str(run/"model.safetensors"), "--device", "cpu"] if command == ["evaluate"] else ["--train-split", "train", *TINY, *FAST[:1], command[-1], *FAST[1:]]
+    assert main([command[0], str(spoilt), "--out", str(tmp_path/"out"), *more]) != 0
+    assert "no object class occurs in any of the" in capsys.readouterr().err and not (tmp_path/"out"/"scores.json").exists()
 
 def test_demo_draws_its_data_and_starts_afresh(tmp_path, monkeypatch, capsys, one_core):
     monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"cache"))

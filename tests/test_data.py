@@ -1,12 +1,12 @@
 """Bad input, and real photographs, for the folder reader."""
-import json, logging, os, pickle, shutil, tracemalloc
+import io, json, logging, os, pickle, shutil, struct, tracemalloc, zlib
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import Image
 
-from weclip.data import (IGNORE_INDEX, Stream, batches, collate, open_data, preprocess, read_image, read_mask, read_onehot,
-                         read_tags, save_mask, voc_palette)
+from weclip.data import (IGNORE_INDEX, NoObject, Stream, batches, check_files, check_objects, collate, open_data, preprocess, read_image,
+                         read_mask, read_onehot, read_tags, save_mask, voc_palette)
 
 NAMES = ("cat", "dog", "horse")
 VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train "
@@ -101,6 +101,123 @@ def test_preprocess_of_a_batch_and_of_a_mirrored_view():
     torch.testing.assert_close(preprocess(torch.tensor(img[1])), x[1])
     torch.testing.assert_close(preprocess(img[0][:, ::-1]), x[0].flip(-1))
 
+# ---- more bits than eight
+
+def png(samples, *chunks):
+    "A PNG of 16-bit samples, (H, W) grey or (H, W, 2..4), with further chunks (name, data) before the pixels."
+    h, w = samples.shape[:2]
+    colour = 0 if samples.ndim == 2 else {2: 4, 3: 2, 4: 6}[samples.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, colour, 0, 0, 0)), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*p) for p in parts)
+
+def ramp(bits, channels=0):
+    "64 x 64 different pixels from 0 to the largest of so many bits."
+    grey = np.linspace(0, 2**bits - 1, 64*64).round().astype(np.uint16).reshape(64, 64)
+    return np.stack([grey]*channels, -1) if channels else grey
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("kind", ["png", "tif", "int32.tif", "rgb.png"])
+def test_few_bits_in_a_deep_file(tmp_path, caplog, bits, kind):
+    "A photograph of 10, 12 or 14 bits in a file of 16 or 32 was divided by 256 and came out almost black."
+    path, deep = tmp_path/f"{bits}.{kind}", ramp(bits, 3 if kind == "rgb.png" else 0)
+    if kind == "rgb.png": path.write_bytes(png(deep))
+    else: Image.fromarray(deep.astype(np.int32) if "32" in kind else deep).save(path)
+    img = read_image(path)
+    np.testing.assert_array_equal(img, deep >> bits - 8 if deep.ndim == 3 else np.stack([deep >> bits - 8]*3, -1))
+    assert img.max() == 255 and f"{path.name}: its largest value is {2**bits - 1} of 65535" in caplog.text
+    read_image(path)
+    assert len(caplog.records) == 1  # of a file it is said once
+
+@pytest.mark.parametrize("deep", [ramp(16), np.full((4, 4), 40000, np.uint16)])
+def test_sixteen_bits_are_what_they_were(tmp_path, caplog, deep):
+    Image.fromarray(deep).save(tmp_path/"x.png"); Image.fromarray(deep).save(tmp_path/"x.tif"); (tmp_path/"rgb.png").write_bytes(png(np.stack([deep]*3, -1)))
+    for name in ("x.png", "x.tif", "rgb.png"): np.testing.assert_array_equal(read_image(tmp_path/name)[..., 0], deep//256)
+    assert not caplog.records
+
+def test_a_black_photograph_stays_black(tmp_path, caplog):
+    "Noise of a few units in a true 16-bit photograph must not be stretched to a picture."
+    noise = np.random.default_rng(0).integers(0, 100, (20, 20)).astype(np.uint16)
+    Image.fromarray(noise).save(tmp_path/"noise.png"); Image.fromarray(0*noise).save(tmp_path/"black.png"); (tmp_path/"rgb.png").write_bytes(png(np.stack([noise]*3, -1)))
+    assert not any(read_image(tmp_path/n).any() for n in ("noise.png", "black.png", "rgb.png"))
+    assert "noise.png: its largest value is 99 of 65535: taken for a black picture" in caplog.text and "black.png" not in caplog.text
+
+def test_bits_that_the_file_states(tmp_path, caplog):
+    "Half-dark pictures of 12 bits: what the file says counts, not the largest value, 1000, for which 10 bits would do."
+    dark = np.minimum(ramp(12), 1000)
+    (tmp_path/"sbit.png").write_bytes(png(dark, (b"sBIT", b"\x0c"))); (tmp_path/"sbit3.png").write_bytes(png(np.stack([dark]*3, -1), (b"sBIT", b"\x0c"*3)))
+    Image.fromarray(dark).save(tmp_path/"said.tif", tiffinfo={281: 4095}); Image.fromarray(dark.astype(np.int32)).save(tmp_path/"said32.tif", tiffinfo={341: 4095})
+    (tmp_path/"said.pgm").write_bytes(b"P5 64 64 4095\n" + dark.astype(">u2").tobytes())
+    for name in ("sbit.png", "sbit3.png", "said.tif", "said32.tif", "said.pgm"): assert read_image(tmp_path/name).max() == 1000//16, name
+    (tmp_path/"stretched.png").write_bytes(png(dark//16*16, (b"sBIT", b"\x0c")))  # as the format asks for: 1000 is 992/65535
+    assert read_image(tmp_path/"stretched.png").max() == 992//256 and not caplog.records
+
+def test_a_tag_that_says_nothing_is_no_reason_to_refuse(tmp_path, caplog):
+    Image.fromarray(ramp(12)).save(tmp_path/"x.tif", tiffinfo={281: 65535})
+    assert read_image(tmp_path/"x.tif").max() == 255 and "4095" in caplog.text
+    (tmp_path/"cut.png").write_bytes(png(ramp(12), (b"sBIT", b"")))
+    assert read_image(tmp_path/"cut.png").max() == 255
+
+def test_deep_colours_with_transparency(tmp_path):
+    "Opaque, and of 12 bits as its colours: alpha must be stretched, too, or all would be white."
+    deep = ramp(12, 4); deep[..., 3] = 4095
+    for name, x in (("rgba.png", deep), ("la.png", deep[..., 2:])): (tmp_path/name).write_bytes(png(x))
+    np.testing.assert_array_equal(read_image(tmp_path/"rgba.png")[..., 0], deep[..., 0] >> 4)
+    assert read_image(tmp_path/"la.png").max() == 255 and read_image(tmp_path/"la.png").min() == 0
+
+def test_five_bits_of_a_bitmap_are_not_deep(tmp_path):
+    head = struct.pack("<2sIHHI IiiHHIIiiII 3I", b"BM", 66 + 32, 0, 0, 66, 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F)
+    (tmp_path/"x.bmp").write_bytes(head + struct.pack("<H", 2 << 11)*16)  # red 2 of 31
+    assert tuple(read_image(tmp_path/"x.bmp")[0, 0]) == (16, 0, 0)
+
+# ---- EXIF
+
+BROKEN_EXIF = [b"\0\x08\0\x02\x01\x12\0\x03", b"Exif\0\0junkjunkjunk", b"MM\0*\0\0\0\x08\0\x05\x01", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd\0\0\0\0", b"x"]
+
+@pytest.mark.filterwarnings("ignore:.*EXIF")
+@pytest.mark.parametrize("kind, exif", [(k, e) for k in ("png", "jpg", "webp") for e in BROKEN_EXIF] + [("tif", BROKEN_EXIF[2])])  # Pillow writes no other TIFF
+def test_pixels_count_where_exif_is_broken(tmp_path, caplog, kind, exif):
+    "A sound picture was refused for an eXIf chunk that cannot be read."
+    Image.new("RGB", (20, 10), "red").save(tmp_path/f"x.{kind}", exif=exif)
+    assert read_image(tmp_path/f"x.{kind}").shape == (10, 20, 3)
+    if kind == "png" and exif == BROKEN_EXIF[0]: assert "x.png: its EXIF cannot be read" in caplog.text
+
+def turned_set(root, flag, upright_masks):
+    "The set with pictures stored as `flag` says, and masks drawn on the upright pictures or on the stored ones."
+    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[flag]
+    exif = Image.Exif(); exif[0x0112] = flag
+    for p in sorted((root/"JPEGImages").iterdir()):
+        with Image.open(p) as im: im.load()
+        (im if undo is None else im.transpose(undo)).save(p, exif=exif)
+        mask = root/"SegmentationClassAug"/f"{p.stem}.png"
+        if not upright_masks: save_mask(mask, np.asarray(Image.fromarray(read_mask(mask, 4)).transpose(undo)))
+    return open_data(root, "train", NAMES, with_masks=True)
+
+@pytest.mark.parametrize("flag", [5, 6, 7, 8])
+def test_a_mask_without_the_turn_says_exif(root, flag):
+    "It said that the sizes differ, not why."
+    data = turned_set(root, flag, False)
+    with pytest.raises(ValueError, match=r"a.png is 20x30 but .*a.jpg is 30x20; .*as stored, before the turn that its EXIF"): data.read("a")
+
+@pytest.mark.parametrize("flag", [2, 3, 4])
+def test_a_turn_that_sizes_do_not_show_is_said_once(root, caplog, flag):
+    "Masks drawn on the picture as stored were scored upside down without a word."
+    data = turned_set(root, flag, False)
+    for i in data.ids: data.read(i)
+    assert len(caplog.records) == 1 and f"a.jpg is turned as its EXIF asks for (orientation {flag})" in caplog.text
+
+@pytest.mark.parametrize("flag", [1, 5, 6, 7, 8])
+def test_masks_that_fit_upright_alone_are_read_in_silence(root, caplog, flag):
+    data = turned_set(root, flag, True)
+    check_files(data)
+    assert all(data.read(i)[0].shape[:2] == data.read(i)[1].shape for i in data.ids) and not caplog.records
+
+def test_a_mask_is_turned_by_its_own_exif(tmp_path):
+    exif = Image.Exif(); exif[0x0112] = 6
+    Image.fromarray(np.array([[1, 2, 3]], np.uint8)).save(tmp_path/"m.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path/"m.png", 4), [[1], [2], [3]])
+
 # ---- masks
 
 def test_masks_keep_every_id(tmp_path):
@@ -133,6 +250,115 @@ def test_size_mismatch_names_both(root):
     save_mask(root/"SegmentationClassAug"/"b.png", np.zeros((30, 21), np.uint8))
     data = open_data(root, "train", NAMES, with_masks=True)
     with pytest.raises(ValueError, match=r"b.png is 21x30 but .*b.jpg is 30x21"): data[1]
+
+# ---- colours of masks
+
+IDS = np.zeros((30, 40), np.uint8); IDS[5:20, 5:20] = 15; IDS[22:, :9] = 255; IDS[0, 0] = 1
+def paletted(path, ids, palette, **kw): im = Image.fromarray(ids); im.putpalette(list(np.ravel(palette).tolist())); im.save(path, **kw); return path
+
+@pytest.mark.parametrize("colours", [2, 3, 4, 256])
+def test_colours_decide_where_the_palette_is_in_another_order(tmp_path, colours):
+    "A program that sorts the palette anew kept the colours and changed the bytes: person (15) was read as aeroplane (1)."
+    ids = IDS if colours > 3 else np.where(IDS == 15, 15, 0).astype(np.uint8)
+    Image.fromarray(voc_palette()[ids]).quantize(colours, dither=0).save(tmp_path/"q.png")
+    np.testing.assert_array_equal(read_mask(tmp_path/"q.png", 21), ids)
+
+@pytest.mark.parametrize("value", [0, 15])
+def test_a_mask_of_one_colour(tmp_path, value):
+    Image.fromarray(voc_palette()[np.full((4, 4), value)]).quantize(256, dither=0).save(tmp_path/"q.png")
+    assert (read_mask(tmp_path/"q.png", 21) == value).all()
+
+def test_a_shuffled_map_of_all_256_colours(tmp_path):
+    "Behind the classes it is VOC's, in front two are exchanged: no palette of somebody's own colours, but VOC's in another order."
+    order = np.arange(256); order[[1, 15]] = 15, 1
+    np.testing.assert_array_equal(read_mask(paletted(tmp_path/"m.png", IDS, voc_palette()[order]), 21), order[IDS])
+
+@pytest.mark.parametrize("palette", [voc_palette(), voc_palette()[:21], np.zeros((256, 3), int), np.full((256, 3), 9),
+                                     np.stack([np.arange(256)]*3, -1)], ids=["voc", "first 21", "black", "one colour", "grey"])
+def test_palettes_whose_bytes_are_ids(tmp_path, palette):
+    np.testing.assert_array_equal(read_mask(paletted(tmp_path/"m.png", IDS, palette), 21), IDS)
+    np.testing.assert_array_equal(read_mask(paletted(tmp_path/"t.png", IDS, palette, transparency=0), 21), IDS)
+
+def test_palettes_with_an_alpha_channel(tmp_path):
+    im = Image.fromarray(IDS); im.putpalette(np.c_[voc_palette(), np.arange(256)].astype(np.uint8).tobytes(), "RGBA"); im.save(tmp_path/"m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path/"m.png", 21), IDS)
+
+OWN = voc_palette(); OWN[1:4] = (255, 99, 71), (1, 2, 3), (70, 130, 180)
+
+def test_the_sets_own_colours(tmp_path):
+    "As the package writes them, known or not, and sorted anew by another program."
+    ids = np.array([[0, 1, 2, 3, 255]], np.uint8)
+    save_mask(tmp_path/"m.png", ids, OWN)
+    for palette in (None, OWN): np.testing.assert_array_equal(read_mask(tmp_path/"m.png", 4, palette), ids)
+    Image.fromarray(OWN[ids]).quantize(256, dither=0).save(tmp_path/"q.png")
+    np.testing.assert_array_equal(read_mask(tmp_path/"q.png", 4, OWN), ids)
+    with pytest.raises(ValueError, match="q.png: expected VOC's palette, the class set's, or none"): read_mask(tmp_path/"q.png", 4)
+
+CITY = np.array([(128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153)])
+
+@pytest.mark.parametrize("palette", [CITY, [(120, 120, 120), (180, 120, 120), (6, 230, 230), (80, 50, 50)], np.random.default_rng(0).integers(0, 256, (256, 3))])
+@pytest.mark.parametrize("n", [4, 21, 81])
+def test_other_colours_are_refused(tmp_path, palette, n):
+    "Their bytes may be ids or not; road, of Cityscapes, has the colour of COCO's class 21."
+    for ids in (np.array([[0, 1, 2, 3]], np.uint8), np.zeros((1, 4), np.uint8)):
+        with pytest.raises(ValueError, match=r"m.png: (expected VOC's palette.*byte \d+ is of colour|a palette of greys).*save them without colours: Image.fromarray"):
+            read_mask(paletted(tmp_path/"m.png", ids, palette), n)
+
+def test_grey_palettes_in_another_order(tmp_path):
+    "A grey mask of ids, saved anew with a palette: byte 0 is grey 15."
+    Image.fromarray(np.stack([IDS]*3, -1)).quantize(256, dither=0).save(tmp_path/"q.png")
+    with pytest.raises(ValueError, match="q.png: a palette of greys.*without colours"): read_mask(tmp_path/"q.png", 21)
+    paletted(tmp_path/"m.png", np.array([[0, 1, 2]], np.uint8), [(7, 7, 7), (0, 0, 0), (255, 255, 255)])
+    with pytest.raises(ValueError, match="greys"): read_mask(tmp_path/"m.png", 8)                       # both 0, 1, 2 and 7, 0, 255 are ids
+    np.testing.assert_array_equal(read_mask(paletted(tmp_path/"m.png", np.array([[9, 8]], np.uint8), [(0, 0, 0)]*8 + [(3, 3, 3), (0, 0, 0)]), 4), [[0, 3]])
+    for shown in ([(0, 0, 0), (255, 255, 255)], [(0, 0, 0), (127, 127, 127), (255, 255, 255)]):         # black to white, to look at: the bytes
+        np.testing.assert_array_equal(read_mask(paletted(tmp_path/"m.png", np.array([[0, 1]], np.uint8), shown), 3), [[0, 1]])
+
+def test_few_bits_of_grey_are_refused(tmp_path):
+    "Pillow stretches 2 and 4 bits: id 1 would be 85 or 17."
+    head = struct.pack(">IIBBBBB", 4, 1, 4, 0, 0, 0, 0)
+    def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    (tmp_path/"m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0\x01\x01")) + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match="m.png: expected a palette or 8-bit grey PNG.*L;4"): read_mask(tmp_path/"m.png", 81)
+
+def test_tags_and_sets_know_their_colours(root):
+    "The tags from masks, and the masks of a set, go by the class set's colours."
+    for p in (root/"SegmentationClassAug").iterdir():
+        Image.fromarray(OWN[read_mask(p, 4)]).quantize(256, dither=0).save(p)
+    data = open_data(root, "train", NAMES, "masks", with_masks=True, palette=OWN)
+    assert data.tags == {"a": [0], "b": [1], "c": [0, 1], "d": [2]} and set(np.unique(data.read("c")[1])) == {0, 1, 2, 255}
+    with pytest.raises(ValueError, match="a.png: expected VOC's palette"): open_data(root, "train", NAMES, "masks")
+
+# ---- masks without objects, files that break
+
+@pytest.mark.parametrize("values", [(0, 255), (0,), (255,)])
+def test_masks_without_an_object(root, values):
+    "Objects marked 255 alone are ignored everywhere: such a set would score itself, and teach background."
+    for p in (root/"SegmentationClassAug").iterdir(): save_mask(p, np.resize(np.array(values, np.uint8), read_mask(p, 4).shape))
+    data = open_data(root, "train", NAMES, with_masks=True)
+    with pytest.raises(NoObject, match=r"no object class occurs in any of the 4 masks.*255.*ignored"): check_objects(data)
+    save_mask(root/"SegmentationClassAug"/"c.png", np.full((22, 30), 2, np.uint8)); check_objects(data)  # one will do
+
+def test_every_broken_picture_is_named_at_once(root):
+    "A truncated JPEG stopped a training when its turn came, with the traceback of a worker."
+    check_files(open_data(root, "train", NAMES, with_masks=True), progress=False)
+    b, d = (root/"JPEGImages"/f"{k}.jpg" for k in "bd")
+    b.write_bytes(b.read_bytes()[:-40]); d.write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"^2 of 4 pictures cannot be read: b.jpg, d.jpg; .*b.jpg: expected a complete picture") as e: check_files(open_data(root, "train", NAMES), progress=False)
+    assert "\n" not in str(e.value)
+    (root/"SegmentationClassAug"/"a.png").write_bytes(b"junk"); save_mask(root/"SegmentationClassAug"/"c.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match=r"^4 of 4 pictures or their masks cannot be read: a.jpg, b.jpg, c.jpg, d.jpg; .*a.png: expected a mask"):
+        check_files(open_data(root, "train", NAMES, with_masks=True), progress=False)
+
+@pytest.mark.parametrize("kw", [{}, dict(progressive=True), dict(subsampling=0), dict(quality=95)])
+def test_an_eighth_of_a_jpeg_shows_that_it_is_cut(root, kw):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)).resize((480, 320))
+    path, file = root/"JPEGImages"/"a.jpg", io.BytesIO(); noise.save(file, "JPEG", **kw)
+    data = open_data(root, "train", NAMES)
+    for keep in (.1, .5, .9, .99, .999):
+        path.write_bytes(file.getvalue()[:int(keep*len(file.getvalue()))])
+        with pytest.raises(ValueError, match="^1 of 4.*a.jpg"): check_files(data, progress=False)
+    path.write_bytes(file.getvalue()); check_files(data, progress=False)
 
 # ---- folders and lists
 

@@ -480,6 +480,22 @@ def test_run_lengths_that_end_too_early():
 def test_an_object_without_pixels():
     assert coco_mask([dict(category_id=1, area=0, segmentation=[])], (3, 4), IDS).sum() == 0
 
+@pytest.mark.parametrize("less", [[], [5, 5], [1, 1, 8, 8], [2., 2.]*2])
+def test_polygons_without_an_area_draw_nothing(less):
+    "Two points were taken for a box and ended in pycocotools with TypeError."
+    triangle = [1, 1, 8, 1, 8, 8]
+    def drawn(*polygons): return coco_mask([dict(category_id=3, area=9, segmentation=list(polygons))], (12, 12), IDS)
+    alone = drawn(triangle)
+    assert (alone == 3).sum() == 21 and not drawn(less).any() and not drawn(less, less).any()
+    for both in (drawn(less, triangle), drawn(triangle, less), drawn(tuple(triangle)), drawn(np.array(triangle))): assert np.array_equal(both, alone)
+
+@pytest.mark.parametrize("polygon, says", [([1, 1, 8, 1, 8], "pairs x, y, got a polygon of 5"), ([1, 1, 8, 1, 8, 8, 3], "of 7 numbers"), ([float("nan")]*6, "coordinates in a picture of 12x12 pixels, got nan"),
+                                           ([1, 1, 8, 1, 8, 1e9], "got 1000000000"), ([1, 1, float("-inf"), 1, 8, 8], "got -inf"), (["a"]*6, "expected numbers"), ([[1, 1]]*6, "expected numbers"), (7, "expected polygons as lists")])
+def test_polygons_that_cannot_be_drawn(polygon, says):
+    "Of coordinates that are no places in a picture pycocotools fills memory until the system ends it."
+    for polygons in ([polygon], [[1, 1, 8, 1, 8, 8], polygon]):
+        with pytest.raises(ValueError, match=says): coco_mask([dict(category_id=3, area=9, segmentation=polygons)], (12, 12), IDS)
+
 # ---- the test server
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
+from PIL import Image
 from weclip.bench import noisy_probabilities
 from weclip.classes import SCENES, VOC, ClassSet
 from weclip.cli import main
 from weclip.config import preset
-from weclip.data import open_data
-from weclip.infer import DROP, dense_crf, evaluate, multi_scale_logits, network_input, predict, predict_stream, rivals
+from weclip.data import SegData, open_data, read_mask, save_mask
+from weclip.infer import DROP, dense_crf, evaluate, evaluation_hours, multi_scale_logits, network_input, predict, predict_stream, rivals
+from weclip.metrics import confusion, mean_iou
 from weclip.model import load_model, load_released
 from weclip.scenes import draw_split
 from weclip.segmentation import segment, segment_stream
@@ -74,6 +76,30 @@ def test_data_sets_are_read_whole():
     triples = [(i, *Data().read(i)) for i in Data.ids]
     kw = dict(crf=False, progress=False)
     assert evaluate(Toy(), Data(), **kw) == evaluate(Toy(), triples, **kw)
+
+@pytest.mark.parametrize("values", [(0, 255), (0,), (255,)])
+def test_masks_without_an_object_are_refused(values, caplog):
+    "Objects marked 255 alone are left out, and what is left is background that scores itself: \"96.4 %\"."
+    data = [(k, p, np.resize(np.array(values, np.uint8), p.shape[:2])) for k, p in pictures(3)]
+    with pytest.raises(ValueError, match="no object class occurs in any of the 3 masks.*255.*ignored"): evaluate(Toy(), data, crf=False, progress=False)
+    lbl = torch.tensor(data[0][2]).long()
+    mean_iou(confusion(torch.zeros_like(lbl), lbl, 3))
+    assert "no object class occurs in the truth" in caplog.text
+
+def test_an_object_in_one_mask_is_enough(caplog):
+    data = [(k, p, np.zeros(p.shape[:2], np.uint8)) for k, p in pictures(2)]; data[1][2][:5] = 2
+    s = evaluate(Toy(), data, modes=("single",), progress=False)["single"]
+    assert not caplog.records and s["miou"] >= 0  # of red, which never occurs in the truth, nothing is asked
+
+def test_hours_are_told_though_the_few_tried_hold_no_object(tmp_path):
+    for i, (k, p) in enumerate(pictures(8)):
+        Image.fromarray(p).save(tmp_path/f"{k}.png"); save_mask(tmp_path/f"{k}.mask.png", np.full(p.shape[:2], i == 7, np.uint8))
+    files = [{f"p{i}": tmp_path/f"p{i}{end}" for i in range(8)} for end in (".png", ".mask.png")]
+    data = SegData(files[0], {}, ("red", "blue"), files[1])
+    assert evaluation_hours(Toy(), data, ("single",), workers=0) > 0
+    evaluate(Toy(), data, modes=("single",), progress=False)
+    save_mask(files[1]["p7"], np.zeros(read_mask(files[1]["p7"], 3).shape, np.uint8))
+    with pytest.raises(ValueError, match="any of the 8 masks"): evaluate(None, data, progress=False)  # before a model is asked
 
 def test_single_without_scale_one():
     data = [(k, p, np.indices(p.shape[:2]).sum(0) % 3) for k, p in pictures(3)]  # every class, or IoU is NaN

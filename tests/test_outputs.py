@@ -283,6 +283,14 @@ def test_a_mask_is_an_array():
     assert np.array_equal(np.bincount(np.ravel(seg)), np.bincount(ids.ravel()))
     assert (seg == seg).all() and np.mean(seg) == ids.mean()
 
+@pytest.mark.parametrize("ids", [np.array([[0, 1, 1], [0, 0, 2]], np.uint8), np.asfortranarray([[0, 1], [1, 2]]).astype(np.uint8, order="F"), np.arange(3, dtype=np.uint8)[None, ::-1]])
+def test_pillow_and_torch_take_it_for_its_ids(ids):
+    "`Image.fromarray(seg)` raised TypeError, as it asks an array without strides for its buffer."
+    seg = seg_of(ids)
+    assert np.array_equal(np.asarray(Image.fromarray(seg)), ids) and Image.fromarray(seg).mode == "L"
+    assert np.array_equal(np.asarray(seg), ids) and torch.as_tensor(np.ascontiguousarray(seg)).tolist() == ids.tolist()
+    assert np.shares_memory(np.asarray(seg), ids)
+
 def test_jupyter_shows_names_as_text():
     ids = np.array([[0, 1]], np.uint8)
     html = Segmentation(np.zeros((1, 2, 3), np.uint8), ids, ("background", '<img src="http://x">')) ._repr_html_()

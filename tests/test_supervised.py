@@ -4,9 +4,10 @@ import weclip.model
 from weclip.classes import SCENES
 from weclip.clip import FrozenCLIP
 from weclip.config import preset
-from weclip.data import Batch, open_data
+from weclip.data import Batch, SegData, open_data, save_mask
 from weclip.losses import seg_loss_ce, upsample
 from weclip.model import WeCLIP
+from weclip.pseudo import score_stages
 from weclip.scenes import write_scenes
 from weclip.supervised import loss_for, supervised_loss
 from weclip.train import train, weak_loss
@@ -67,6 +68,18 @@ def test_trains_and_resumes(data, tmp_path):
 def test_a_run_keeps_its_supervision(data, tmp_path):
     train(toy(), data, tmp_path, loss=supervised_loss, progress=False, stop=1)
     with pytest.raises(ValueError, match="supervised was True"): train(toy(supervised=False), data, tmp_path, loss=weak_loss, resume=True, progress=False)
+
+@pytest.mark.parametrize("values", [(0, 255), (0,), (255,)])
+def test_masks_without_an_object_teach_nothing(data, tmp_path, values):
+    "Objects marked 255 alone: training ran on background, and the stages of the labels were scored on it, without a word."
+    masks = {i: tmp_path/f"{i}.png" for i in data.ids}
+    for i, p in masks.items(): save_mask(p, np.resize(np.array(values, np.uint8), data.read(i)[1].shape))
+    spoilt = SegData(data.images, dict.fromkeys(data.ids, [0]), data.names, masks, crop=32, norm="clip")
+    says = f"no object class occurs in any of the {len(data)} masks.*255"
+    with pytest.raises(ValueError, match=says): train(toy(), spoilt, tmp_path/"run", loss=supervised_loss, progress=False)
+    with pytest.raises(ValueError, match=says): train(toy(supervised=False), spoilt, tmp_path/"run", loss=supervised_loss, progress=False)
+    with pytest.raises(ValueError, match=says): score_stages(toy(), spoilt, progress=False)
+    assert not (tmp_path/"run").exists()
 
 def test_needs_masks():
     with pytest.raises(ValueError, match="with_masks=True"): supervised_loss(toy(), random_batch()._replace(lbl=None))

@@ -30,7 +30,7 @@ from .field import build_coco, build_voc, complete, counts_table, pack_voc, surv
 from .hub import push_to_hub, write_folder
 from .infer import DROP, MODES, evaluate, evaluation_hours
 from .inspection import cam_sheets, format_report, inspect_set
-from .job import demo, forecast, open_training, run_job, table, write_json
+from .job import check_set, demo, forecast, open_training, run_job, table, write_json
 from .metrics import format_scores
 from .model import AMP, ARCH, WeCLIP, build, read_model, save_model
 from .outputs import FORMATS, writer
@@ -152,7 +152,7 @@ def open_source(a,             # parsed arguments
     if a.images is None:
         model = model or build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
         if training: return model, open_training(model, a.data, a.train_split, a.tags_from)
-        return model, open_data(a.data, a.train_split, model.classes.classes, tags_from=a.tags_from, norm=model.cfg.norm)
+        return model, open_data(a.data, a.train_split, model.classes.classes, a.tags_from, norm=model.cfg.norm, palette=model.classes.palette())
     c = model.cfg if model else config_of(a)
     if training and c.supervised:
         raise ValueError("supervised: expected masks to learn from, but --images has none; leave it out, or give a folder in VOC2012 layout")
@@ -193,7 +193,8 @@ def cmd_evaluate(a # parsed arguments
     )->None:
     "Score a trained model on a split with masks: one scale, scales + flip, DenseCRF."
     model = open_model(a)
-    data = open_data(a.data, a.val_split, model.classes.classes, tags_from=None, with_masks=True, norm=model.cfg.norm)
+    data = open_data(a.data, a.val_split, model.classes.classes, None, with_masks=True, norm=model.cfg.norm, palette=model.classes.palette())
+    check_set(data)
     if len(data) >= LONG: print(f"{len(data):,} pictures: about {evaluation_hours(model, data, modes(a), a.workers):.1f} hours", flush=True)
     scores = evaluate(model, data, workers=a.workers, out=a.out and Path(a.out)/"masks", modes=modes(a), drop=a.drop)
     print(table({k: s["miou"] for k, s in scores.items()}))
@@ -259,7 +260,7 @@ def open_found(a # parsed arguments
         return own_model(a, found.classes), SegData(found.images, found.tags, found.classes.classes), findings(found), lists
     model = build(a.clip, config_of(a), a.classes, a.arch).to(a.device)
     every = open_data(a.data, a.train_split, model.classes.classes, tags_from=None).ids
-    data = open_data(a.data, a.train_split, model.classes.classes, tags_from=a.tags_from)
+    data = open_data(a.data, a.train_split, model.classes.classes, tags_from=a.tags_from, palette=model.classes.palette())
     lost = sorted(set(every) - set(data.ids))
     return model, data, [f"pictures without a tag, left out: {len(lost)}"]*bool(lost), dict(untagged=lost)
 

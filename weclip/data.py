@@ -4,41 +4,91 @@
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'NORMS', 'TAG_SOURCES', 'read_image', 'preprocess', 'save_mask', 'read_mask', 'crop_pad', 'Crop',
-           'random_crop', 'PickleReader', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'Batch',
-           'collate', 'view_key', 'Stream', 'batches']
+           'random_crop', 'PickleReader', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'NoObject',
+           'no_object', 'check_objects', 'check_files', 'Batch', 'collate', 'view_key', 'Stream', 'batches']
 
 # %% ../nbs/04_data.ipynb #8ecae6a5
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
-import difflib, json, logging, pickle
+import difflib, json, logging, os, pickle, sys
 import xml.etree.ElementTree as ET
 
 import numpy as np, torch
 from numpy.lib import format as npy
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 from .classes import voc_palette
 from .machine import whole_file
 
-# %% ../nbs/04_data.ipynb #3e8194b4
+# %% ../nbs/04_data.ipynb #d613c1c5
 _log = logging.getLogger(__name__)
 IGNORE_INDEX = 255  # mask value of pixels that are neither trained on nor scored
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of a pixel that cameras write
+_SAID:dict = {}  # kind of a warning -> files it was given for
 
-def _rgb(im):
-    "Any PIL picture as RGB: the rules above."
-    if im.mode == "F": raise ValueError("floating-point pixels have no known range; save it with 8 bits")
-    if im.mode.startswith("I"):
-        deep = np.asarray(im)
-        if deep.min() < 0 or deep.max() > 65535: raise ValueError("32-bit pixels have no known range; save it with 8 bits")
-        return Image.fromarray((deep//256).astype(np.uint8)).convert("RGB")
-    if im.has_transparency_data:
-        im = im.convert("RGBA")
-        im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
-    return im.convert("RGB")
+def _say(kind, file, line, most=20):
+    "Warn once of a file, and of the first files of a kind: sets are read again and again."
+    said = _SAID.setdefault(kind, set())
+    if str(file) in said or len(said) >= most: return
+    said.add(str(file))
+    _log.warning("%s: %s%s", file, line, "; further ones are not named" if len(said) == most > 1 else "")
+
+def _raw(im)->str:
+    "Pillow's name for the bytes in a file that is not decoded yet: RGB;16B, L;4, ..."
+    args = im.tile[0][3] if im.tile else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+def _sbit(path)->int: # 0: it does not say
+    "Bits that a PNG calls significant."
+    with open(path, "rb") as f:
+        f.seek(8)
+        while len(head := f.read(8)) == 8 and (kind := head[4:]) != b"IDAT":
+            n = int.from_bytes(head[:4], "big")
+            if kind == b"sBIT": return max(f.read(min(n, 4)), default=0)
+            f.seek(n + 4, 1)
+    return 0
+
+def _whole(tag)->int:
+    "A TIFF tag's largest number, 0 where it has none."
+    try: return max(0, int(np.max(tag)))
+    except (TypeError, ValueError, OverflowError): return 0
+
+def _stated(im, path)->tuple: # (bits or 0, are the pixels stretched to 16 bits all the same?)
+    "Bits of a pixel by the file's own words, before it is decoded."
+    if im.format == "PNG": return _sbit(path), True
+    if im.format == "PPM": return 0 if _raw(im).endswith("16B") else 16, False  # Pillow stretches any maximum but 65535
+    if im.format != "TIFF": return 0, False
+    held, *tops = (_whole(im.tag_v2.get(k)) for k in (258, 281, 341))  # BitsPerSample, two kinds of MaxSampleValue
+    bits = max(tops).bit_length() or held
+    return bits if bits not in (16, 32) else 0, False  # these say no more than how much room there is
+
+def _bits(deep, said, path)->int:
+    "Bits that the pixels make use of."
+    top, (bits, stretched) = int(deep.max()), said
+    if stretched and bits and (top >= 2**bits or (deep % 2**max(0, 16 - bits)).max() <= 1): return 16
+    if bits and top < 2**bits: return max(8, bits)
+    if top > 65535: raise ValueError("32-bit pixels have no known range; save it with 8 bits")
+    bits = next(b for b in _DEPTHS if top < 2**b) if top >= 128 else 16
+    if 0 < top < 2**14:
+        taken = "a black picture" if top < 128 else f"a picture of {bits} bits"
+        _say("bits", path, f"its largest value is {top} of 65535: taken for {taken}; save it with 8 bits to be sure")
+    return bits
+
+def _to8(deep, said, path):
+    "Deep pixels in 8 bits."
+    if deep.min() < 0: raise ValueError("32-bit pixels have no known range; save it with 8 bits")
+    return (deep >> _bits(deep, said, path) - 8).astype(np.uint8)
+
+# %% ../nbs/04_data.ipynb #3e8194b4
+_ORIENTATION = 0x0112  # EXIF's number of the tag
+_T = Image.Transpose
+_TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 
 def _open(path, what):
     "A lazily opened picture; errors name the file."
@@ -51,14 +101,70 @@ def _open(path, what):
         im.close(); raise ValueError(f"{path}: {im.width}x{im.height} pixels, more than {Image.MAX_IMAGE_PIXELS}; shrink it first")
     return im
 
+def _orientation(im, path)->int:
+    "How EXIF says that stored pixels are turned, 1 (not at all) to 8; EXIF that cannot be read says nothing."
+    try: turn = im.tag_v2.get(_ORIENTATION, 1) if im.format == "TIFF" else im.getexif().get(_ORIENTATION, 1)
+    except Exception as e:  # whatever its parts raise
+        _say("EXIF", path, f"its EXIF cannot be read ({e}) and is left out: the picture is taken as it is stored")
+        return 1
+    return turn if isinstance(turn, int) and turn in _TURNS else 1
+
+def _upright(im, path)->tuple: # (decoded picture as it is to be seen, orientation that it was stored in)
+    "Decode, and obey a rotation flag."
+    if im.format == "TIFF":
+        turn = _orientation(im, path)
+        im.load()  # Pillow turns it here
+        return im, turn
+    im.load()
+    turn = _orientation(im, path)  # a PNG may have it behind the pixels
+    return im if turn == 1 else im.transpose(_TURNS[turn]), turn
+
+def _low_bytes(path):
+    "The lower halves of colours with 16 bits, of which Pillow keeps the upper ones: read in the other order of bytes."
+    def other(args):
+        if isinstance(args, tuple): return other(args[0]), *args[1:]
+        return args[:-1] + ("B" if args[-1] == "L" or args[-1] == "N" and sys.byteorder == "little" else "L")
+    with Image.open(path) as im:
+        im.tile = [(*t[:3], other(t[3])) for t in im.tile]  # type: ignore[misc]
+        return np.asarray(_upright(im, path)[0])
+
+def _deep_colours(im, said, path):
+    "Colours with 16 bits that fill no more than 14 of them."
+    high = np.asarray(im).astype(np.int32)
+    try: deep = 256*high + _low_bytes(path)
+    except (ValueError, OSError): deep = 256*high + 255*(high > 0)  # grey with transparency, which Pillow knows in one order alone
+    parts = [_to8(deep[..., :3], said, path)]
+    if im.mode == "RGBA": parts.append(_to8(deep[..., 3:], said if deep[..., 3].max() < 2**14 else (16, False), path))
+    return Image.fromarray(np.concatenate(parts, -1))
+
+def _rgb(im, said, path, deep=False):
+    "Any PIL picture as RGB: the rules above; `deep`: colours were stored with 16 bits."
+    if im.mode == "F": raise ValueError("floating-point pixels have no known range; save it with 8 bits")
+    if im.mode.startswith("I"): return Image.fromarray(_to8(np.asarray(im), said, path)).convert("RGB")
+    if deep and im.mode in ("RGB", "RGBA") and np.asarray(im)[..., :3].max() < 64: im = _deep_colours(im, said, path)
+    if im.has_transparency_data:
+        im = im.convert("RGBA")
+        im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
+    return im.convert("RGB")
+
+def _decode(path, small=False)->tuple: # (RGB, (H, W, 3), uint8; orientation that it was stored in; (H, W))
+    "A picture, upright; `small`: a JPEG at an eighth of its size, to see whether it is whole."
+    with _open(path, "a picture") as im:
+        try:
+            size = im.size[::-1]
+            if small: im.draft("RGB", (1, 1))
+            deep = _raw(im)[-4:] in (";16B", ";16L", ";16N")
+            said = _stated(im, path) if deep or im.mode.startswith("I") else (0, False)
+            upright, turn = _upright(im, path)
+            return np.array(_rgb(upright, said, path, deep)), turn, size[::-1] if turn > 4 and im.format != "TIFF" else size
+        except Exception as e:  # decoders raise a dozen types for a damaged file
+            raise ValueError(f"{path}: expected a complete picture, got one that cannot be decoded ({e}); copy or export it again") from e
+
 def read_image(path,       # picture file
                min_side=1, # refuse pictures with a shorter side than this, in pixels
     )->np.ndarray:         # RGB, (H, W, 3), uint8
     "Read a picture as RGB, upright; transparency becomes white."
-    with _open(path, "a picture") as im:
-        try: img = np.array(_rgb(ImageOps.exif_transpose(im)))
-        except Exception as e:  # decoders raise a dozen types for a damaged file
-            raise ValueError(f"{path}: expected a complete picture, got one that cannot be decoded ({e}); copy or export it again") from e
+    img = _decode(path)[0]
     if min(img.shape[:2]) < min_side:
         raise ValueError(f"{path}: expected at least {min_side} pixels a side, got {img.shape[1]}x{img.shape[0]}; enlarge it first")
     return img
@@ -90,16 +196,51 @@ def save_mask(path,         # PNG to write; its folder is made if needed
     im.putpalette((voc_palette() if palette is None else palette).tobytes())
     with whole_file(path) as part: im.save(part, "PNG")
 
-def read_mask(path,      # palette or 8-bit grey PNG whose values are class ids
-              n_classes, # C, with background
-    )->np.ndarray:       # class ids in {0..C-1, 255}, (H, W), uint8
-    "Read class ids; colours are refused, for they would have to be guessed."
+# %% ../nbs/04_data.ipynb #4e81e4bd
+def _grey_ids(pal, used, n_classes, allowed, path):
+    "None where the bytes of a grey palette are class ids, or the grey of each byte, where that is the id."
+    grey = pal[:, 0]
+    by_byte, by_grey = set(used.tolist()) <= allowed, set(grey[used].tolist()) <= allowed
+    black_white = grey[0] == 0 and set(grey[used].tolist()) <= {0, 255}
+    ramp = grey[0] == 0 and grey[-1] == 255 and (np.diff(grey.astype(int)) > 0).all()  # black to white, to look at
+    if (grey[used] == used).all() or by_byte and (black_white or ramp and not by_grey): return None
+    if by_grey and not by_byte: return grey
+    raise ValueError(f"{path}: a palette of greys in an order of its own: byte {used[-1]} is grey {grey[used[-1]]}, and either could be the class id; "
+                     f"{_AS_GREY}")
+
+_AS_GREY = "if the bytes are the class ids, save them without colours: Image.fromarray(np.array(Image.open(file))).save(file)"
+
+def _by_colour(pal, used, n_classes, own, path):
+    "None where the bytes of a palette PNG are class ids, or the id of each byte, by its colour."
+    known, allowed, has = [p for p in (own, voc_palette()) if p is not None], {*range(n_classes), IGNORE_INDEX}, used[used < len(pal)]
+    if any((pal[has] == p[has]).all() for p in known) or (pal == pal[0]).all() and (len(pal) > 1 or not pal.any()): return None
+    if n_classes < 200 and len(pal) == 256 and (pal[n_classes:] == voc_palette()[n_classes:]).all():  # VOC's, with colours of somebody's own in front
+        foreign = {tuple(c) for c in voc_palette().tolist()}
+        if all((pal[i] == voc_palette()[i]).all() or tuple(pal[i].tolist()) not in foreign for i in has): return None
+    if len(has) == len(used) and (pal[used] == pal[used][:, :1]).all(): return _grey_ids(pal, used, n_classes, allowed, path)
+    for p in known:
+        ids = {tuple(p[i].tolist()): i for i in sorted(allowed, reverse=True)}
+        rest = {tuple(c) for c in pal.tolist() if len(set(c)) > 1} - {tuple(c) for c in p.tolist()}
+        table = [ids.get(tuple(c), -1) for c in pal.tolist()]
+        if len(has) == len(used) and not rest and min(table[i] for i in used) >= 0: return np.array(table).astype(np.uint8)
+    odd = next((i for i in used if i >= len(pal) or not any((pal[i] == p).all(1).any() for p in known)), used[-1])
+    colour = f"of colour {tuple(pal[odd].tolist())}" if odd < len(pal) else "without a colour"
+    raise ValueError(f"{path}: expected VOC's palette, the class set's, or none, got another one: byte {odd} is {colour}; {_AS_GREY}")
+
+def read_mask(path,         # palette or 8-bit grey PNG whose values are class ids
+              n_classes,    # C, with background
+              palette=None, # RGB of the ids in the class set's own colours, (256, 3), uint8; None: VOC's alone
+    )->np.ndarray:          # class ids in {0..C-1, 255}, (H, W), uint8
+    "Read class ids; colours that no class has are refused, for they would have to be guessed."
     with _open(path, "a mask") as im:
-        if im.mode not in ("P", "L"):
-            raise ValueError(f"{path}: expected a palette or grey PNG of class ids, got mode {im.mode}; save the ids, not their colours")
-        try: mask = np.array(im)
+        if im.mode not in ("P", "L") or _raw(im) in ("L;2", "L;4"):  # Pillow would stretch these
+            raise ValueError(f"{path}: expected a palette or 8-bit grey PNG of class ids, got mode {_raw(im) or im.mode}; save the ids, not their colours")
+        try: mask, colours = np.array(_upright(im, path)[0]), im.getpalette("RGB") if im.mode == "P" else None
         except Exception as e: raise ValueError(f"{path}: expected a complete mask, got one that cannot be decoded ({e}); export it again") from e
-    if bad := sorted(set(np.unique(mask).tolist()) - {*range(n_classes), IGNORE_INDEX}):
+    used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    table = _by_colour(np.array(colours, np.uint8).reshape(-1, 3), used, n_classes, palette, path) if colours else None
+    if table is not None: mask, used = table[mask], np.unique(table[used])
+    if bad := sorted(set(used.tolist()) - {*range(n_classes), IGNORE_INDEX}):
         raise ValueError(f"{path}: expected values 0..{n_classes-1} and {IGNORE_INDEX}, got {bad[:8]}; is this the mask of another class list?")
     return mask
 
@@ -229,10 +370,10 @@ def _tags_xml(root, ids, names):
         return _class_ids(found, names, path)
     return {i: one(p) for i in ids if (p := Path(root)/"Annotations"/f"{i}.xml").is_file()}
 
-def _tags_masks(root, ids, names):
+def _tags_masks(root, ids, names, palette=None):
     "Tags from the ground-truth masks, as the released code does."
     masks = _mask_files(root, ids)
-    return {i: (np.setdiff1d(read_mask(p, len(names) + 1), (0, IGNORE_INDEX)) - 1).tolist() for i, p in masks.items()}
+    return {i: (np.setdiff1d(read_mask(p, len(names) + 1, palette), (0, IGNORE_INDEX)) - 1).tolist() for i, p in masks.items()}
 
 TAG_SOURCES = dict(json=_tags_json, onehot=_tags_onehot, xml=_tags_xml, masks=_tags_masks)
 
@@ -240,6 +381,7 @@ def read_tags(root,             # folder with JPEGImages
               ids,              # picture IDs
               names,            # foreground class names
               tags_from="auto", # json | onehot | xml | masks | auto (the first of the first three found), or a function (root, ids, names) -> dict
+              palette=None,     # of masks, as `read_mask` takes it
     )->dict:                    # ID -> ascending 0-based class ids; IDs the source does not know are missing
     "Image-level tags of a VOC folder."
     here = dict(json=_lists(root)/"tags.json", onehot=_lists(root)/"cls_labels_onehot.npy", xml=Path(root)/"Annotations")
@@ -249,6 +391,7 @@ def read_tags(root,             # folder with JPEGImages
     if not callable(tags_from) and tags_from not in TAG_SOURCES:
         raise ValueError(f"tags_from: expected auto, one of {tuple(TAG_SOURCES)} or a function, got {tags_from!r}")
     if tags_from in here and not here[tags_from].exists(): raise FileNotFoundError(f"{here[tags_from]}: no such file or folder of tags")
+    if tags_from == "masks": return _tags_masks(root, ids, names, palette)
     return TAG_SOURCES.get(tags_from, tags_from)(root, ids, names)
 
 # %% ../nbs/04_data.ipynb #80bcce53
@@ -308,6 +451,17 @@ class Sample(NamedTuple):
     box: tuple    # (y0, y1, x0, x1) of the picture pixels
     key: tuple = None # seed of the crop
 
+def _check_fit(picture, mask, size, mask_size, turn):
+    "A mask of its picture's size; one that may have been drawn on the picture as it is stored says so."
+    stored = size[::-1] if turn > 4 else size
+    if mask_size != size:
+        only = (f"; it fits only the picture as stored, before the turn that its EXIF asks for (orientation {turn}): "
+                "turn the mask, too, or store the picture upright") if mask_size == stored else ""
+        raise ValueError(f"{mask} is {mask_size[1]}x{mask_size[0]} but {picture} is {size[1]}x{size[0]}; expected equal sizes{only}")
+    if turn > 1 and mask_size == stored:
+        _say(f"turned {Path(mask).parent}", Path(mask).parent, f"{Path(picture).name} is turned as its EXIF asks for (orientation {turn}), "
+             "and perhaps others: their masks must have been drawn on the upright picture, which their size does not show", most=1)
+
 class SegData(Dataset):
     "Pictures with tags, whole or as random crops; masks are opened only if given."
     def __init__(self, images, # ID -> picture path; its order is the order of the items
@@ -316,21 +470,24 @@ class SegData(Dataset):
                  masks=None,   # ID -> mask path
                  crop=None,    # side of random crops in pixels; None: the whole picture
                  scale=(.5, 2.), flip=True, # of random crops
-                 norm="imagenet"): # key of `NORMS`; None: raw uint8
-        self.ids, self.images, self.tags, self.names, self.masks = list(images), images, tags, tuple(names), masks
+                 norm="imagenet",  # key of `NORMS`; None: raw uint8
+                 palette=None): # colours of the masks, as `read_mask` takes them
+        self.ids, self.images, self.tags, self.names, self.masks, self.palette = list(images), images, tags, tuple(names), masks, palette
         self.crop, self.scale, self.flip, self.norm = crop, scale, flip, norm
 
     def __len__(self): return len(self.ids)
 
     def read(self, name):
         "Picture and mask of an ID, (H, W, 3) and (H, W) or None, uint8."
-        img = read_image(self.images[name])
+        img, turn, size = _decode(self.images[name])
         if self.masks is None: return img, None
-        mask = read_mask(self.masks[name], len(self.names) + 1)
-        if mask.shape != img.shape[:2]:
-            raise ValueError(f"{self.masks[name]} is {mask.shape[1]}x{mask.shape[0]} but "
-                             f"{self.images[name]} is {img.shape[1]}x{img.shape[0]}; expected equal sizes")
+        mask = self.read_mask(name)
+        _check_fit(self.images[name], self.masks[name], size, mask.shape, turn)
         return img, mask
+
+    def read_mask(self, name):
+        "The mask of an ID alone, (H, W), uint8."
+        return read_mask(self.masks[name], len(self.names) + 1, self.palette)
 
     def __getitem__(self, i): # int, or (int, key) with the seed of the crop as a tuple of ints
         i, key = i if isinstance(i, tuple) else (i, (0, i % len(self)))
@@ -347,13 +504,13 @@ def open_data(root,             # VOC2012, VOCdevkit or the folder above
               tags_from="auto", # see `read_tags`; None: no tags (all are empty), for scoring and prediction
               with_masks=False, # open masks?
               strict=False,     # refuse pictures without a tag instead of leaving them out
-              **kw,             # crop, scale, flip, norm of `SegData`
+              **kw,             # crop, scale, flip, norm, palette of `SegData`
     )->SegData:
     "Open a split of a VOC folder, checked."
     root, names = _voc_root(root), tuple(names)
     ids = _read_split(root, split)
     images = _image_files(root, ids)
-    tags = {} if tags_from is None else _tagged(read_tags(root, ids, names, tags_from), ids, names, split, strict)
+    tags = {} if tags_from is None else _tagged(read_tags(root, ids, names, tags_from, kw.get("palette")), ids, names, split, strict)
     images = {i: images[i] for i in ids if tags_from is None or i in tags}
     return SegData(images, tags, names, _mask_files(root, list(images)) if with_masks else None, **kw)
 
@@ -367,6 +524,35 @@ def _tagged(tags, ids, names, split, strict):
     if lost := [n for k, n in enumerate(names) if k not in seen]:
         _log.warning("%s: no picture is tagged %s", split, ", ".join(lost))
     return tags
+
+class NoObject(ValueError):
+    "Masks in which no class but background occurs, so that they mean nothing."
+
+def no_object(n, # masks
+    )->NoObject: # to be raised
+    "Why a set of masks means nothing."
+    return NoObject(f"no object class occurs in any of the {n:,} masks: every pixel is background (0) or {IGNORE_INDEX}, which is ignored; "
+                    f"expected the class ids 1, 2, ... where there are objects (are objects marked {IGNORE_INDEX}?)")
+
+def check_objects(data:SegData # with masks
+    )->None:
+    "Refuse masks in which no class but background occurs: they would score themselves, and teach background."
+    if not any(((m := data.read_mask(i)) > 0)[m < IGNORE_INDEX].any() for i in data.ids): raise no_object(len(data))
+
+def check_files(data:SegData,      # perhaps with masks
+                progress:bool=True # show a bar, where it takes long
+    )->None:
+    "Decode every picture once, and its mask if there is one; a ValueError names all that cannot be read."
+    def fault(i):
+        try:
+            turn, size = _decode(data.images[i], small=True)[1:]
+            if data.masks is not None: _check_fit(data.images[i], data.masks[i], size, data.read_mask(i).shape, turn)
+        except (ValueError, OSError) as e: return i, str(e)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        faults = list(filter(None, tqdm(pool.map(fault, data.ids), total=len(data), desc="checking pictures", delay=2, disable=not progress, leave=False)))
+    if not faults: return
+    what = "pictures" if data.masks is None else "pictures or their masks"
+    raise ValueError(f"{len(faults)} of {len(data)} {what} cannot be read: {_some([Path(data.images[i]).name for i, _ in faults])}; {faults[0][1]}")
 
 # %% ../nbs/04_data.ipynb #a810188c
 class Batch(NamedTuple):

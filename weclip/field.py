@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 from .classes import COCO, VOC, voc_palette
-from .data import IGNORE_INDEX, _image_files, _lists, _mask_files, _plain, _read_split, _some, _voc_root, read_mask, read_tags, save_mask
+from .data import IGNORE_INDEX, _image_files, _lists, _mask_files, _orientation, _plain, _read_split, _some, _voc_root, read_mask, read_tags, save_mask
 from .machine import whole_file
 from .scenes import parallel_map
 
@@ -205,7 +205,7 @@ def _sbd_folder(root, sbd):
 
 def _picture_size(path):
     "(height, width) as `read_image` gives it, from the header alone."
-    with Image.open(path) as im: return im.size if im.getexif().get(0x0112, 1) > 4 else im.size[::-1]
+    with Image.open(path) as im: return im.size if _orientation(im, path) > 4 and im.format != "TIFF" else im.size[::-1]
 
 def _save_checked(out, mask, picture):
     "Write a mask of its picture's size."
@@ -275,11 +275,25 @@ def build_voc(root,               # folder of the archives, or with VOCdevkit; V
     return voc
 
 # %% ../nbs/04c_field.ipynb #a4e93447
+def _polygons(seg, hw)->list:
+    "Polygons that enclose an area; what cannot be one is refused, for pycocotools would fill memory with it."
+    kept = []
+    for p in seg:
+        if not isinstance(p, (list, tuple, np.ndarray)): raise ValueError(f"segmentation: expected polygons as lists of x, y, x, y, ..., got {p!r:.40}")
+        if len(p) % 2: raise ValueError(f"segmentation: expected pairs x, y, got a polygon of {len(p)} numbers")
+        try: far = [x for x in map(float, p) if not abs(x) <= 1e5]
+        except (TypeError, ValueError) as e: raise ValueError(f"segmentation: expected numbers, got {p!r:.60}") from e
+        if far: raise ValueError(f"segmentation: expected coordinates in a picture of {hw[1]}x{hw[0]} pixels, got {far[0]}")
+        if len(p) >= 6: kept.append([float(x) for x in p])  # one or two points enclose nothing
+    return kept
+
 def _region(ann, hw):
     "The pixels of an annotation, (H, W) bool: polygons, plain or packed run lengths."
     rle = _need("pycocotools.mask")
     seg = ann["segmentation"]
-    if isinstance(seg, list): seg = rle.merge(rle.frPyObjects(seg, *hw)) if seg else dict(size=list(hw), counts=[hw[0]*hw[1]])
+    if isinstance(seg, (list, tuple)):
+        seg = _polygons(seg, hw)
+        seg = rle.merge(rle.frPyObjects(seg, *hw)) if seg else dict(size=list(hw), counts=[hw[0]*hw[1]])
     if isinstance(seg["counts"], list): seg = rle.frPyObjects(seg, *seg["size"])
     if tuple(seg["size"]) != tuple(hw): raise ValueError(f"run lengths of {seg['size'][1]}x{seg['size'][0]} pixels")
     region = rle.decode(seg)

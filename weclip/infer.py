@@ -9,7 +9,7 @@ __all__ = ['DROP', 'MODES', 'fit_size', 'fit', 'multi_scale_logits', 'rivals', '
 # %% ../nbs/15_infer.ipynb #09a0a996
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 import multiprocessing as mp
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from .config import Config
-from .data import preprocess, read_image, save_mask
+from .data import NoObject, SegData, check_objects, no_object, preprocess, read_image, save_mask
 from .metrics import confusion, scores
 
 # %% ../nbs/15_infer.ipynb #326cf598
@@ -289,19 +289,21 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
     )->dict:                      # mode -> scores
     "Scores of every mode from one pass over the pictures."
     modes = tuple(modes or (MODES if crf else MODES[:2]))
-    n = model.classes.n_classes
+    if isinstance(data, SegData) and data.masks is not None: check_objects(data)
+    n, pictures = model.classes.n_classes, 0
     conf, palette = {m: torch.zeros(n, n, dtype=torch.long) for m in modes}, model.classes.palette()
     triples = ((i, *data.read(i)) for i in data.ids) if hasattr(data, "read") else data
     results = _stream(model, (((key, lbl), image) for key, image, lbl in triples), modes, workers, drop=drop)
     for (key, lbl), ids in tqdm(results, total=len(data) if hasattr(data, "__len__") else None, desc="evaluate", disable=not progress, leave=False):
         if lbl is None: raise ValueError(f"{key}: expected a mask to compare with, got none (`with_masks` opens them)")
-        lbl = torch.as_tensor(np.asarray(lbl)).long()
+        lbl, pictures = torch.as_tensor(np.asarray(lbl)).long(), pictures + 1
         for m in modes:
             if lbl.shape != ids[m].shape: raise ValueError(f"{key}: expected a mask of {ids[m].shape} as the picture, got {tuple(lbl.shape)}")
             conf[m] += confusion(torch.from_numpy(ids[m]).long(), lbl, n)
             if out is not None:
                 (Path(out)/m).mkdir(parents=True, exist_ok=True)
                 save_mask(Path(out)/m/f"{key}.png", ids[m], palette)
+    if pictures and not conf[modes[0]][1:].any(): raise no_object(pictures)
     return {m: scores(conf[m], model.classes.names) for m in modes}
 
 # %% ../nbs/15_infer.ipynb #49273ce7
@@ -315,7 +317,7 @@ def evaluation_hours(model,          # as in `evaluate`
     ids = data.ids[::max(1, len(data.ids)//pictures)][:pictures]
     def seconds(ids, modes): # per picture
         triples, start = [(i, *data.read(i)) for i in ids], perf_counter()
-        evaluate(model, triples, modes=modes, workers=0, progress=False)
+        with suppress(NoObject): evaluate(model, triples, modes=modes, workers=0, progress=False)  # of these few
         return (perf_counter() - start)/len(ids)
     seconds(ids[:1], modes)  # the first forward is slower than those to come
     net = seconds(ids, tuple(m for m in modes if m != "crf") or ("ms",))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'table', 'examples', 'revision', 'about_run', 'evaluated_with', 'first', 'score', 'pack_for_server',
-           'report_progress', 'watch', 'open_training', 'run_job', 'duration', 'time_step', 'forecast', 'demo']
+           'report_progress', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'time_step', 'forecast',
+           'demo']
 
 # %% ../nbs/19_job.ipynb #b3633dbc
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np, open_clip, torch, weclip
 from .bench import device_name, used_gib
 from .cache import KeptTokens
 from .config import Config, preset, run_name, to_dict
-from .data import SegData, batches, open_data, save_mask
+from .data import SegData, batches, check_files, check_objects, open_data, save_mask
 from .infer import MODES, evaluate, predict, predict_stream
 from .machine import whole_file, write_json
 from .model import WeCLIP, build, save_model
@@ -104,7 +105,8 @@ def score(model:WeCLIP, # trained
           cache=None    # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
     )->dict:            # mode -> scores, as `metrics.scores`
     "All scores wanted on a split."
-    def pictures(tags_from): return first(open_data(root, split, model.classes.classes, tags_from, with_masks=True, norm=model.cfg.norm), limit)
+    def pictures(tags_from):
+        return first(open_data(root, split, model.classes.classes, tags_from, with_masks=True, norm=model.cfg.norm, palette=model.classes.palette()), limit)
     stages, groups, scores = [m for m in modes if m in STAGES], {}, {}
     for m in modes:
         if m not in stages: mode, settings = read_mode(m); groups.setdefault(json.dumps(settings), (settings, {}))[1][mode] = m
@@ -168,10 +170,19 @@ def open_training(model:WeCLIP,    # its settings and classes are read
                   split,           # name of a list of pictures
                   tags_from="auto" # where tags are read, as `open_data` takes it; not used if supervised
     )->SegData:                    # random crops
-    "The training set as the model's settings want it: with tags, or with masks if supervised."
+    "The training set as the model's settings want it: with tags, or with masks if supervised; every file is decoded once."
     c = model.cfg
-    return open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
-                     crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm)
+    data = open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
+                     crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm, palette=model.classes.palette())
+    check_set(data)
+    return data
+
+def check_set(data:SegData # pictures, perhaps with masks
+    )->None:
+    "Refuse a set with files that cannot be read, or masks without an object, before hours are spent on it."
+    if int(os.environ.get("RANK", 0)): return  # of several processes, one looks
+    check_files(data)
+    if data.masks is not None: check_objects(data)
 
 def run_job(model:WeCLIP,            # its decoder is trained in place
             root,                    # VOC2012 folder
@@ -196,6 +207,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     out.mkdir(parents=True, exist_ok=True)
     if scores is None: scores = [(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
     data = first(open_training(model, root, train_split), limit)
+    for split in {s for s, _ in scores} - set(blind):  # what is scored after the training is looked at before it
+        check_set(first(open_data(root, split, model.classes.classes, None, with_masks=True, palette=model.classes.palette()), limit))
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; {model.n_learnable()/1e6:.2f} M learnable parameters")
     loss, on_step, seen = watch(loss_for(cfg), model, out, backbone, snapshots, resume)
     report_progress(out, "features", **seen)
@@ -204,7 +217,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
     val = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
     if sheet and not cfg.supervised:
-        examples(model, open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm), out/"examples.png", sheet, cfg.iters > cfg.switch)
+        examples(model, open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm, palette=model.classes.palette()), out/"examples.png", sheet, cfg.iters > cfg.switch)
     miou, iou = ({k: s[name] for k, s in val.items()} for name in ("miou", "iou"))
     n_val = len(first(open_data(root, val_split, model.classes.classes, None), limit))
     results = dict(**about_run(cfg, (time.time() - start)/60, next(model.parameters()).device), **facts, train_minutes=round(seen["train_seconds"]/60, 3),

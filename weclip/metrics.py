@@ -6,6 +6,7 @@
 __all__ = ['confusion', 'iou', 'mean_iou', 'scores', 'format_scores']
 
 # %% ../nbs/12_metrics.ipynb #88108c14
+import logging
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ def confusion(pred:Tensor,   # predicted class ids, any shape, integer
     return torch.bincount(pairs, minlength=C*C + 1)[:-1].view(C, C)
 
 # %% ../nbs/12_metrics.ipynb #6c68e13e
+_log = logging.getLogger(__name__)
+
 def iou(conf:Tensor # rows true, columns predicted, (C, C)
     )->Tensor:      # in [0, 1], NaN for a class neither present nor predicted, (C,), double
     "Intersection over union of each class, §4.1."
@@ -33,8 +36,10 @@ def iou(conf:Tensor # rows true, columns predicted, (C, C)
 
 def mean_iou(conf:Tensor # rows true, columns predicted, (C, C)
     )->float:            # in [0, 1]; NaN where no pixel is labelled
-    "IoU averaged over the classes that occur in the truth, §4.1."
-    return iou(conf)[conf.sum(1) > 0].mean().item()
+    "IoU averaged over the classes that occur in the truth, §4.1; a truth without an object is warned of."
+    there = conf.sum(1) > 0
+    if not there[1:].any(): _log.warning("no object class occurs in the truth, only background and what is ignored: its mIoU says nothing of objects")
+    return iou(conf)[there].mean().item()
 
 # %% ../nbs/12_metrics.ipynb #742d6fa5
 def scores(conf:Tensor, # rows true, columns predicted, (C, C)

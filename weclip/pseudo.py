@@ -9,7 +9,7 @@ __all__ = ['STAGES', 'label_maps', 'preview', 'score_stages']
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from .data import SegData
+from .data import SegData, check_objects
 from .infer import network_input
 from .metrics import confusion, scores
 from .model import Output, WeCLIP
@@ -50,6 +50,7 @@ def score_stages(model:WeCLIP,         # trained or not
     )->dict:                           # stage -> scores, as `metrics.scores`
     "mIoU of the pseudo labels, stage by stage, against the masks."
     if data.masks is None: raise ValueError("data: expected a set with masks, open it with `with_masks=True`")
+    check_objects(data)
     n = model.classes.n_classes
     conf = {k: torch.zeros(n, n, dtype=torch.long) for k in stages}
     for i in tqdm(data.ids, desc="pseudo labels", disable=not progress, leave=False):

@@ -48,7 +48,8 @@ class Segmentation(NDArrayOperatorsMixin):
         if self.palette is None: object.__setattr__(self, "palette", voc_palette())
 
     @property
-    def __array_interface__(self): return self.ids.__array_interface__
+    def __array_interface__(self): return {**self.ids.__array_interface__, "strides": self.ids.strides}
+    def tobytes(self): return self.ids.tobytes()  # with strides, `Image.fromarray` asks for them
     def __array_ufunc__(self, ufunc, method, *inputs, **kw):
         return getattr(ufunc, method)(*(x.ids if isinstance(x, Segmentation) else x for x in inputs), **kw)
     def __getitem__(self, where): return self.ids[where]
