@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
-import csv, io, json, logging, os, re, unicodedata
+import csv, io, json, logging, os, re, stat, unicodedata
 from PIL import Image
 from tqdm.auto import tqdm
 from .classes import ClassSet, class_set, folded, get_classes, is_no_class
@@ -89,7 +89,10 @@ def _what(file:Path)->str: # "" for a picture, a blank for what is worth no word
     "What a file is to us."
     suffix = file.suffix.lower()
     if _is_system(file.name): return " "
-    if not os.path.isfile(file): return _DEAD if file.is_symlink() else _OTHER
+    try: mode = file.stat().st_mode
+    except PermissionError: return _CLOSED
+    except OSError: return _DEAD  # gone, or a loop
+    if not stat.S_ISREG(mode): return _OTHER
     if file.name.startswith("."): return _HIDDEN
     if suffix in readable(): return ""
     if suffix in _OTHER_PICTURES: return _FOREIGN
@@ -380,6 +383,12 @@ def _check_class_folders(folder, files, known=())->None:
     raise ValueError(f"{folder}: expected a sub-folder for each class, got {_some(map(repr, alone))}, by their names or contents parts of a data set; "
                      f"name the folder of one part ({Path(folder)/first}), or, if these are your classes, list them (--classes)")
 
+def _empty_folders(folder, files)->list: # a sentence, if there are some
+    "Sub-folders that become no class, as none of their pictures is read."
+    tops = {f.split("/")[0] for f in files if "/" in f}
+    empty = sorted(d.name for d in Path(folder).iterdir() if d.is_dir() and d.name not in tops and not d.name.startswith(".") and not _is_system(d.name))
+    return [f"sub-folders without pictures of their own, no classes: {len(empty)} ({_some(map(repr, empty))})"] if empty else []
+
 def find_images(folder,      # of pictures, perhaps with sub-folders
                 tags,        # as in `read_rows`
                 classes=None # `ClassSet`, name or YAML file; None: the tags found, sorted
@@ -391,6 +400,7 @@ def find_images(folder,      # of pictures, perhaps with sub-folders
     if classes is not None and not isinstance(classes, ClassSet): classes = get_classes(classes)
     if where == "folders": _check_class_folders(folder, files, classes.classes if classes else ())
     named, missing, said = _rows_and_pictures(folder, read_rows(tags, files, classes), files)
+    if where == "folders": said += _empty_folders(folder, files)
     _check_any(folder, named, missing, files, where)
     written = Counter(t for tss in named.values() for ts in tss for t in ts)
     meant = spellings(written, classes and classes.classes, where)
