@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("resource", reason="limits of memory and processor time need a Unix")
 import fuzz
 
-KINDS = ("picture", "mask", "tags.json", "split", "annotation", "onehot", "classes", "checkpoint")
+KINDS = ("picture", "mask", "tags.json", "split", "annotation", "onehot", "csv", "own", "classes", "checkpoint")
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'why_not', 'arch_config', 'tower_size', 'read_weights', 'new_clip', 'tokenizer_for', 'load_clip',
            'resize_pos', 'qkv', 'attend', 'plus', 'mix', 'activate', 'add_mlp', 'patch_attn', 'block_forward',
-           'plain_vit', 'Encoded', 'FrozenCLIP', 'patches', 'encode_tokens', 'text_features']
+           'plain_vit', 'Encoded', 'FrozenCLIP', 'patches', 'encode_tokens', 'tokens_of', 'shared_texts',
+           'text_features']
 
 # %% ../nbs/05_clip.ipynb #3f20a373
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
-import io, pickle, zipfile
+import io, logging, pickle, zipfile
 
 import open_clip, torch, torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from .data import PickleReader
 
 # %% ../nbs/05_clip.ipynb #69d46b23
+_log = logging.getLogger(__name__)
 PLAIN = "take one of open_clip's own ViTs, e.g. ViT-B-16-quickgelu, ViT-B-32, ViT-L-14 or ViT-H-14"
 
 def why_not(vision:dict # the image tower's part of open_clip's config
@@ -315,6 +317,37 @@ def encode_tokens(model:open_clip.CLIP, # open_clip's CLIP
     "Unit text features of tokenised prompts."
     return F.normalize(model.encode_text(tokens), dim=-1)
 
+def _token_counts(tokenizer, texts, limit:int)->list: # of int; none where the tokenizer has one length only
+    "Tokens of texts before they are cut to what the tower reads."
+    try: rows = tokenizer(texts, context_length=16*limit)
+    except TypeError: return []
+    is_text = rows != rows[:, -1:]  # the padding is one value up to the end
+    return [int(row.nonzero().max()) + 1 if row.any() else 0 for row in is_text]
+
+def tokens_of(tokenizer, # list of str -> token ids, a row each
+              texts      # n sentences
+    )->Tensor:           # (n, context)
+    "Tokens of sentences: says which ones are cut, and refuses two that become one."
+    rows, text_of = tokenizer(texts), {}
+    limit = rows.shape[1]
+    for text, row in zip(texts, rows.tolist()):
+        other = text_of.setdefault(tuple(row), text)
+        if other != text:
+            raise ValueError(f"prompts: {other!r} and {text!r} are one and the same text to CLIP, which reads {limit} tokens and no case; "
+                             "expected prompts that differ before they are cut")
+    for text, count in zip(texts, _token_counts(tokenizer, texts, limit)):
+        if count > limit:
+            _log.warning("prompt %r: CLIP reads %d tokens, its end is cut off: it has %d; shorten it", text, limit, count)
+    return rows
+
+def shared_texts(tokenizer, # list of str -> token ids, a row each
+                 texts,     # of classes
+                 others     # of the background
+    )->list:                # (text, other) of equal tokens
+    "Sentences of the background that are also a class's, whose score they take away."
+    rows = {tuple(row): text for text, row in zip(others, tokenizer(others).tolist())} if others else {}
+    return [(text, rows[tuple(row)]) for text, row in zip(texts, tokenizer(texts).tolist()) if tuple(row) in rows]
+
 def text_features(model:open_clip.CLIP,  # open_clip's CLIP
                   tokenizer,             # list of str -> token ids, a row each
                   names:Sequence[str],   # n class names
@@ -324,6 +357,6 @@ def text_features(model:open_clip.CLIP,  # open_clip's CLIP
     templates = [template] if isinstance(template, str) else list(template)
     if not (names and templates and all("{}" in t for t in templates)):
         raise ValueError(f"expected at least one name and templates with a {{}}, got {len(names)} names and {templates}")
-    tokens = tokenizer([t.format(n) for n in names for t in templates]).to(next(model.parameters()).device)
+    tokens = tokens_of(tokenizer, [t.format(n) for n in names for t in templates]).to(next(model.parameters()).device)
     feats = encode_tokens(model, tokens).unflatten(0, (len(names), len(templates)))  # (names, templates, E)
     return F.normalize(feats.mean(1), dim=-1)

@@ -297,8 +297,10 @@ class _Array:
         self.data = data if isinstance(data, list) else np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))
 
 def _latin(text, encoding): return text.encode("latin1")  # how old pickles spell bytes
+def _scalar(dtype, data): return np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))[0].item()
 
 _STANDINS = {**{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
+             **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
              ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _latin}
 
 class PickleReader(pickle._Unpickler):
@@ -313,6 +315,9 @@ class _OnehotReader(PickleReader):
 def _plain(ids, path):
     "Refuse IDs that would leave the folder."
     for i in ids:
+        if isinstance(i, int):
+            raise ValueError(f"{path}: expected picture IDs as text, got the number {i}, as some repositories write it: 2007000032 for 2007_000032; "
+                             "replace the keys by the pictures' names without their ending")
         if not isinstance(i, str) or not 0 < len(i.encode("utf-8", "replace")) <= 240 or i in (".", "..") or set(i) & set("/\\\0:"):
             raise ValueError(f"{path}: expected plain picture IDs without folder or drive, got {i!r}")
     return ids

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from .cam import Cams, gradcam, ignore_faint, pairs
 from .classes import ClassSet, get_classes
-from .clip import FrozenCLIP, load_clip, new_clip, patches, text_features, tokenizer_for
+from .clip import FrozenCLIP, load_clip, new_clip, patches, shared_texts, text_features, tokenizer_for
 from .config import Config, from_dict, preset, to_dict
 from .decoder import Decoded, Decoder, decoder_from_official
 from .data import IGNORE_INDEX
@@ -246,6 +246,8 @@ def build(clip="tiny",         # as in `load_backbone`
                                             f"preset(..., n_blocks={tower.n_blocks}, patch={tower.patch}) is made for it")
     classes = classes if isinstance(classes, ClassSet) else get_classes(classes or cfg.classes)
     fg, bg = (text_features(model, tokenizer, words, classes.template) for words in (classes.prompts, classes.background))
+    for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
+        logging.getLogger(__name__).warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), whose score it takes away; leave it out")
     torch.manual_seed(cfg.seed)
     return WeCLIP(tower, fg, bg, classes, cfg, decoder)
 
