@@ -8,7 +8,7 @@ __all__ = ['WRITERS', 'Predictor', 'export_program', 'compare', 'export']
 # %% ../nbs/15c_export.ipynb #6effc3fe
 from math import isqrt
 from pathlib import Path
-import json
+import io, json
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -93,7 +93,9 @@ def export(model:WeCLIP,   # trained, on the device where the program is to run
 
 def _write_pt2(program, path, about:str):
     "Save, read back."
-    torch.export.save(program, path, extra_files={"weclip.json": about})
+    packed = io.BytesIO()  # PyTorch's own writer ends the whole process where the disk is full
+    torch.export.save(program, packed, extra_files={"weclip.json": about})
+    path.write_bytes(packed.getbuffer())
     return torch.export.load(path).module()
 
 def _write_onnx(program, path, about:str):
