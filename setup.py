@@ -5,15 +5,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+here = Path(__file__).resolve().parent
 parser = ConfigParser(delimiters=["="])
-parser.read("settings.ini", encoding="utf-8")
+with open(here/"settings.ini", encoding="utf-8") as f: parser.read_file(f)  # `read` would pass over a missing file
 cfg = parser["DEFAULT"]
 
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(here/"README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     keywords=cfg["keywords"],
     author=cfg["author"],

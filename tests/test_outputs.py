@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import weclip
+from weclip import viz
 from weclip.classes import ClassSet
 from weclip.cli import main
 from weclip.config import preset
@@ -202,6 +203,73 @@ def test_batches_by_shape_equal_one_by_one():
     for (k, a, x), (j, b, y) in zip(one, many):
         assert k == j and (a != b).mean() < 1e-3
         torch.testing.assert_close(x, y, atol=1e-4*float(x.abs().max()), rtol=0)
+
+# ---- programs on pictures smaller than a patch; letters of all alphabets
+
+def test_an_onnx_program_takes_a_picture_smaller_than_a_patch(tmp_path):
+    "ONNX Runtime said: Scale value should be greater than 0. From one patch on, nothing changes."
+    for package in ("onnx", "onnxscript"): pytest.importorskip(package, reason="ONNX needs the onnx extra")
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX needs the onnx extra")
+    from weclip.export import _write_onnx, export, export_program
+    from weclip.model import build
+    torch.manual_seed(0)
+    model = build("tiny", preset("scenes", d=16, layers=1, heads=2, long_side=0)).eval()
+    export(model, tmp_path/"m.onnx")
+    session = runtime.InferenceSession(str(tmp_path/"m.onnx"), providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["weclip"])["least_side"] == 1
+    rng = np.random.default_rng(0)
+    for h, w in ((1, 1), (3, 5), (2, 40), (33, 7), (8, 8), (8, 21), (50, 70)):
+        photo = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+        logits, mask = session.run(None, dict(img=photo[None]))
+        want = predict(model, photo, scales=(1.,), flip=False, crf=False)
+        assert logits.shape[2:] == (max(1, h//8), max(1, w//8)) and (mask[0] == want).mean() > .99
+    before = _write_onnx(export_program(model), tmp_path/"before.onnx", "{}")  # as it was: nothing is enlarged
+    for h, w in ((8, 8), (8, 21), (50, 70)):
+        photo = rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8)
+        for a, b in zip(before(torch.from_numpy(photo)), session.run(None, dict(img=photo))): assert np.array_equal(a.numpy(), b)
+
+def test_an_archive_says_the_least_side(tmp_path):
+    from weclip.export import export
+    from weclip.model import build
+    extra = {"weclip.json": ""}
+    export(build("tiny", preset("scenes", d=16, layers=1, heads=2)).eval(), tmp_path/"m.pt2")
+    program = torch.export.load(tmp_path/"m.pt2", extra_files=extra).module()
+    assert json.loads(extra["weclip.json"])["least_side"] == 16
+    assert program(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 16, 16)
+    with pytest.raises(AssertionError, match="img.size"): program(torch.zeros(1, 15, 16, 3, dtype=torch.uint8))
+
+def strips(names, height=32): return [row[:, height:] for row in np.split(viz.legend(names, height=height), len(names))]
+
+def test_legends_show_letters_not_boxes(caplog):
+    "é, Ł and 猫 were one and the same box."
+    names = ["é", "Ł", "Ж", "Ω", "ñ", "ő"]
+    rows = strips(names)
+    assert len({r.tobytes() for r in rows}) == len(names) and all((r < 128).any() for r in rows) and not caplog.records
+    accent, plain = strips(["cafe\u0301", "caf\xe9"])
+    assert np.array_equal(accent, plain)
+
+def test_letters_that_no_font_has_are_told_once_and_told_apart(monkeypatch, caplog, tmp_path):
+    import warnings
+    monkeypatch.setattr(viz, "_font_with", lambda letters: None); monkeypatch.setattr(viz, "_missing", set())
+    viz.lettering("猫")
+    cat, dog = strips(["猫", "犬"])
+    assert not np.array_equal(cat, dog)
+    for _ in range(3): viz.save_sheet(tmp_path/"sheet.png", {"猫": [np.zeros((9, 9, 3), np.uint8)]}, ["犬\n1"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3): viz.quantise(viz.show_grid([[np.zeros((9, 9, 3), np.uint8)]], ["猫: 犬"], ["é\n猫"]))
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 2 and "no font here has 猫" in said[0] and "犬" in said[1] and "Noto" in said[0]
+    assert viz.lettering("猫 1") == (viz.DEJAVU, "\\u732b 1") and viz.lettering("\udce9\n")[1] == "\\udce9\\n"
+
+def test_a_font_of_the_machine_is_taken_where_one_has_the_letters(monkeypatch):
+    "Here STIX, which Matplotlib ships, plays the font of another alphabet; a font that draws boxes for everything is passed over."
+    from matplotlib import font_manager
+    stix = next(f.fname for f in font_manager.fontManager.ttflist if f.fname.endswith("STIXGeneral.ttf"))
+    only = next(iter(viz._letters(stix) - viz._letters(viz.DEJAVU) - set(range(0xE000, 0xF900))))
+    path, text = viz.lettering(chr(only))
+    assert path not in (None, viz.DEJAVU) and text == chr(only) and "LastResort" not in path
+    assert (strips([chr(only)])[0] < 128).any()
 
 # ---- memory
 

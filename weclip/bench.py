@@ -25,7 +25,7 @@ from .clip import FrozenCLIP
 from .config import preset
 from .data import Batch, SegData, batches, open_data
 from .infer import DROP, crf_pool, dense_crf, predict
-from .machine import write_json
+from .machine import whole_file, write_json
 from .memory import peak_bytes
 from .model import WeCLIP
 from .par import pseudo_labels
@@ -330,7 +330,8 @@ def _store(path, kind, result):
     known = (json.loads(path.read_text()) if path.is_file() else {}) | {kind: result}
     write_json(path, known)
     head = "# measured\n\n> Cost of a training iteration and of a prediction, as `weclip bench` found it.\n"
-    path.with_suffix(".md").write_text("\n".join([head, *(f"## {k}\n\n{report(r)}\n" for k, r in known.items())]), encoding="utf-8")
+    page = "\n".join([head, *(f"## {k}\n\n{report(r)}\n" for k, r in known.items())])
+    with whole_file(path.with_suffix(".md")) as part: part.write_text(page, encoding="utf-8")
 
 def used_gib(device="cpu" # a torch device, or its name
     )->float:

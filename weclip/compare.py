@@ -290,7 +290,7 @@ def vit_cost(folder # of JSON files
     try:
         r = json.loads(path.read_text(encoding="utf-8")); s, iters = 60*r["train_minutes"]/r["config"]["iters"], r["config"]["iters"]
         if r["code"] != code_digest(): return Text(f"ViT-B/16 at the paper's size: measured with code {r['code']}, this is {code_digest()}.")
-        return Text(f"ViT-B/16 at the paper's size, {r['device']} ({r['machine']}): {1/s:.2f} iterations/s, peak memory {r['peak_gib']:.1f} GiB, {30_000*s/3600:.1f} hours for 30,000 iterations (over {iters} measured).")
+        return Text(f"ViT-B/16 at the paper's size, {r['device']} ({r['machine']}): {1/s:.2f} iterations/s, peak memory {format(r['peak_gib'] or float('nan'), '.1f')} GiB, {30_000*s/3600:.1f} hours for 30,000 iterations (over {iters} measured).")
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as e: return Text(f"ViT-B/16 at the paper's size: {path.name} is damaged ({type(e).__name__}: {e}).")
 
 def keep_table(path, # as `kept_file` gives it

@@ -8,7 +8,7 @@ __all__ = ['WRITERS', 'Predictor', 'export_program', 'compare', 'export']
 # %% ../nbs/15c_export.ipynb #6effc3fe
 from math import isqrt
 from pathlib import Path
-import json
+import io, json
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -23,9 +23,10 @@ from .model import WeCLIP, describe
 class Predictor(nn.Module):
     "From decoded pictures to masks: normalisation, encoder, decoder."
     cls:Tensor; pos:Tensor  # buffers
-    def __init__(self, model:WeCLIP): # its weights are shared, not copied
+    def __init__(self, model:WeCLIP,   # its weights are shared, not copied
+                 small:bool=False):    # enlarge what is smaller than a patch
         super().__init__()
-        v, self.norm = model.clip.visual, model.cfg.norm
+        v, self.norm, self.small = model.clip.visual, model.cfg.norm, small
         self.conv1, self.ln_pre, self.blocks, self.decoder = v.conv1, v.ln_pre, model.clip.blocks[:model.cfg.n_feats], model.decoder
         pos, g = v.positional_embedding.detach(), isqrt(len(v.positional_embedding) - 1)
         self.register_buffer("cls", v.class_embedding.detach() + pos[0])
@@ -34,7 +35,9 @@ class Predictor(nn.Module):
     def embed(self, img:Tensor # RGB, (B, H, W, 3), uint8
         )->tuple:              # tokens (B, 1+L, D), grid (h, w)
         "As `FrozenCLIP.embed`, without looking at the size."
-        x = self.conv1(preprocess(img, self.norm))                                              # (B, D, h, w)
+        x, p = preprocess(img, self.norm), self.conv1.kernel_size[0]
+        if self.small: x = F.interpolate(x, [torch.sym_max(n, p) for n in x.shape[-2:]], mode="bilinear", align_corners=False)
+        x = self.conv1(x)                                                                       # (B, D, h, w)
         grid = tuple(x.shape[-2:])
         pos = F.interpolate(self.pos, size=grid, mode="bilinear", align_corners=False)          # (D, 1, h, w)
         x = x.flatten(2).mT + pos.flatten(1).T
@@ -51,14 +54,15 @@ class Predictor(nn.Module):
         return logits, upsample(logits, img.shape[1:3]).argmax(1).to(torch.uint8)
 
 # %% ../nbs/15c_export.ipynb #fd3e2619
-def export_program(model:WeCLIP # on the device where the program is to run
-    )->ExportedProgram:         # (img,) -> (logits, mask), as `Predictor`
+def export_program(model:WeCLIP,    # on the device where the program is to run
+                   small:bool=False # as in `Predictor`
+    )->ExportedProgram:             # (img,) -> (logits, mask), as `Predictor`
     "The prediction path as a program for any batch and size."
     if not hasattr(Dim, "DYNAMIC"): raise ImportError(f"export: expected PyTorch 2.6 or newer, got {torch.__version__}")
     p = model.patch
     img = torch.zeros(2, 3*p, 4*p, 3, dtype=torch.uint8, device=model.text_fg.device)
     with torch.no_grad():
-        return torch.export.export(Predictor(model).eval(), (img,), dynamic_shapes=dict(img={i: Dim.DYNAMIC for i in range(3)}), strict=False)
+        return torch.export.export(Predictor(model, small).eval(), (img,), dynamic_shapes=dict(img={i: Dim.DYNAMIC for i in range(3)}), strict=False)
 
 # %% ../nbs/15c_export.ipynb #ad13ac5f
 @torch.no_grad()
@@ -86,14 +90,18 @@ def export(model:WeCLIP,   # trained, on the device where the program is to run
     path = Path(path)
     if path.suffix not in WRITERS: raise ValueError(f"{path}: expected a name that ends in {' or '.join(WRITERS)}")
     with whole_file(path) as part:
-        run = WRITERS[path.suffix](export_program(model.eval()), part, json.dumps(portable(describe(model))))
+        small = path.suffix == ".onnx"
+        about = dict(**portable(describe(model)), least_side=1 if small else 2*model.patch)  # of a picture, pixels
+        run = WRITERS[path.suffix](export_program(model.eval(), small), part, json.dumps(about))
         off = compare(run, model)
         if not off["logits"] <= tol: raise ValueError(f"{path}: expected the model's logits within {tol}, got a difference of {off['logits']:.2g}; not written")
     return off
 
 def _write_pt2(program, path, about:str):
     "Save, read back."
-    torch.export.save(program, path, extra_files={"weclip.json": about})
+    packed = io.BytesIO()  # PyTorch's own writer ends the whole process where the disk is full
+    torch.export.save(program, packed, extra_files={"weclip.json": about})
+    path.write_bytes(packed.getbuffer())
     return torch.export.load(path).module()
 
 def _write_onnx(program, path, about:str):

@@ -8,9 +8,10 @@ __all__ = ['DROP', 'MODES', 'fit_size', 'fit', 'multi_scale_logits', 'rivals', '
 
 # %% ../nbs/15_infer.ipynb #09a0a996
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+import logging
 import multiprocessing as mp
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from .config import Config
 from .data import NoObject, SegData, check_objects, no_object, preprocess, read_image, save_mask
+from .machine import Processes
 from .metrics import confusion, scores
 
 # %% ../nbs/15_infer.ipynb #326cf598
@@ -193,18 +195,34 @@ def confidence(logits:Tensor,  # of one picture, (C, h, w)
 
 # %% ../nbs/15_infer.ipynb #d39edeae
 def crf_pool(workers:int # processes
-    )->ProcessPoolExecutor:
+    )->Processes:
     "Processes for CRFs, each on one thread."
-    ctx = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
-    if ctx.get_start_method() == "forkserver": ctx.set_forkserver_preload(["weclip.infer"])
-    return ProcessPoolExecutor(workers, mp_context=ctx, initializer=torch.set_num_threads, initargs=(1,))
+    start = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+    if start == "forkserver": mp.get_context(start).set_forkserver_preload(["weclip.infer"])
+    return Processes(workers, start, initializer=torch.set_num_threads, initargs=(1,))
 
 def _labels_np(logits:np.ndarray, image:np.ndarray, crf)->np.ndarray:
     return _labels(torch.from_numpy(logits), image, crf)
 
+def _in_pool(pool:Processes, *args): # a function without arguments that waits for `_labels_np(*args)`
+    "Hand a CRF to the pool; what a killed process leaves undone is computed here."
+    def here():
+        if not pool.came_up: raise pool.why_broken() from None
+        if not pool.told: _log.warning("%s; from here on DenseCRF is computed without processes", pool.why_broken())
+        pool.told = True
+        return _labels_np(*args)
+    def wait():
+        try: return future.result()
+        except BrokenProcessPool: return here()
+    try: future = pool.submit(_labels_np, *args)
+    except BrokenProcessPool: return here
+    return wait
+
+_log = logging.getLogger(__name__)
+
 def _oldest(waiting:deque)->tuple: # (key, {mode: ids}), taken out of the queue
     key, out = waiting.popleft()
-    return key, {m: x.result() if isinstance(x, Future) else x for m, x in out.items()}
+    return key, {m: x() if callable(x) else x for m, x in out.items()}
 
 def _mode_logits(model, img:Tensor, modes:tuple, scales:tuple, flip:bool)->dict: # mode -> (B, C, h, w)
     "Logits of single scale and of all scales from one set of forwards; `img` (B, 3, h', w') as the network sees it."
@@ -231,7 +249,7 @@ MODES = ("single", "ms", "crf")
 def _stream(model,           # `.logits`, `.patch`, `.cfg`
             samples,         # iterable of (key, picture); the key comes back with the result
             modes:tuple,     # of "single" (one scale), "ms" (scales and mirror image), "crf" ("ms" and DenseCRF)
-            workers:int=1,   # processes for CRFs; 0: none
+            workers:int=0,   # processes for CRFs; 0: none
             scales=None,     # None: `cfg.scales`
             flip=None,       # None: `cfg.tta_flip`
             batch:int=1,     # pictures looked at together
@@ -255,7 +273,7 @@ def _run(model, samples, modes, workers, scales, flip, batch, keep, crf):
                     if keep: out["logits"] = logits[modes[0]].cpu()
                     if "crf" in modes:
                         args = logits["crf"].cpu().numpy(), image, crf
-                        out["crf"] = pool.submit(_labels_np, *args) if pool else _labels_np(*args)
+                        out["crf"] = _in_pool(pool, *args) if pool else _labels_np(*args)
                     waiting.append((key, out))
                     while len(waiting) > 2*workers: yield _oldest(waiting)
             while waiting: yield _oldest(waiting)
@@ -265,7 +283,7 @@ def _run(model, samples, modes, workers, scales, flip, batch, keep, crf):
 def predict_stream(model,             # `.logits`, `.patch`, `.cfg`
                    samples,           # iterable of (id, picture)
                    crf:bool=True,     # sharpen with DenseCRF
-                   workers:int=1,     # processes for CRFs; 0: none
+                   workers:int=0,     # processes for CRFs; 0: none
                    scales=None,       # None: `cfg.scales`
                    flip=None,         # None: `cfg.tta_flip`
                    batch:int=1,       # pictures looked at together; of these, the ones of one shape share a forward
@@ -281,7 +299,7 @@ def predict_stream(model,             # `.logits`, `.patch`, `.cfg`
 def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
              data,                # a `SegData` with masks, or an iterable of (id, picture, mask (H, W) of class ids, 255 = ignored)
              crf:bool=True,       # also after DenseCRF
-             workers:int=1,       # processes for CRFs; 0: none
+             workers:int=0,       # processes for CRFs; 0: none
              out=None,            # folder for the predicted masks, as <out>/<mode>/<id>.png; None: not written
              modes=None,          # some of "single", "ms", "crf"; None: all, "crf" where `crf`
              progress:bool=True,  # show a bar
@@ -310,7 +328,7 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
 def evaluation_hours(model,          # as in `evaluate`
                      data,           # a `SegData` with masks
                      modes=MODES,    # as in `evaluate`
-                     workers:int=1,  # as in `evaluate`
+                     workers:int=0,  # as in `evaluate`
                      pictures:int=4, # to try
     )->float:              # hours
     "How long `evaluate` will take, from a few pictures spread over the set."

@@ -26,7 +26,7 @@ from .pseudo import STAGES, preview, score_stages
 from .scenes import cache_dir, write_scenes
 from .supervised import loss_for
 from .tables import code_digest, read_mode, snapshot_file
-from .train import to_device, train, weak_loss
+from .train import check_start, run_found, to_device, train, weak_loss
 from .viz import colour_mask, heat, save_sheet
 
 # %% ../nbs/19_job.ipynb #9f8e8032
@@ -37,7 +37,8 @@ def table(miou:dict # row -> mIoU, a fraction; missing rows are left out
     )->str:         # a line per row
     "The job's table in percent."
     width = max(map(len, ROWS.values()))
-    return "\n".join([f"{'':{width}}  mIoU %", *(f"{label:{width}}  {100*miou[k]:6.1f}" for k, label in ROWS.items() if k in miou)])
+    def percent(x): return f"{'-':>6}" if x is None or x != x else f"{100*x:6.1f}"  # null in a file, NaN here: nothing to score
+    return "\n".join([f"{'':{width}}  mIoU %", *(f"{label:{width}}  {percent(miou[k])}" for k, label in ROWS.items() if k in miou)])
 
 # %% ../nbs/19_job.ipynb #4e2607a7
 def examples(model:WeCLIP, # trained
@@ -100,7 +101,7 @@ def score(model:WeCLIP, # trained
           split,        # name of a list of pictures with masks
           modes,        # of `MODES`, of `STAGES`, or as `tables.read_mode` takes them
           out=None,     # folder for the predicted masks; None: not written
-          workers=1,    # processes for DenseCRF
+          workers=0,    # processes for DenseCRF; 0: none
           limit=0,      # pictures at most; 0: all
           cache=None    # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
     )->dict:            # mode -> scores, as `metrics.scores`
@@ -122,7 +123,7 @@ def pack_for_server(model:WeCLIP, # trained
                     data:SegData, # pictures; masks are not read
                     path,         # archive to write, .tgz; the pictures lie beside it, in a folder of its stem
                     crf=True,     # sharpen with DenseCRF
-                    workers=1     # processes for DenseCRF
+                    workers=0     # processes for DenseCRF; 0: none
     )->None:
     "Predict a split and pack it as the VOC server takes it."
     path = Path(path); folder = path.with_suffix("")
@@ -151,7 +152,7 @@ def watch(loss,           # as `train` takes it
     "Time and memory of a training, reports and snapshots of it."
     try: before = json.loads((Path(out)/"progress.json").read_text()) if resume else {}
     except (OSError, ValueError): before = {}
-    device, seen, start = next(model.parameters()).device, {k: before.get(k, 0.) for k in ("train_seconds", "peak_gib")}, []
+    device, seen, start = next(model.parameters()).device, {k: before.get(k) or 0. for k in ("train_seconds", "peak_gib")}, []
     spent = seen["train_seconds"]
     def watched(*args, **kw):
         if not start: start.append(time.time())
@@ -192,7 +193,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
             backbone="tiny",         # as in `load_backbone`; noted in the model file
             resume=False,            # continue a stopped training
             modes=MODES,             # predictions to score on `val_split`, as `evaluate` takes them
-            workers=1,               # processes for loading and for DenseCRF
+            workers=0,               # processes for DenseCRF, and for loading if more than one; 0: none
             cache=None,              # folder for frozen features, as in `train` and `score`
             say=print,               # where messages go
             scores=None,             # (split, mode) to score instead; None: `modes` and all stages of `val_split`
@@ -204,8 +205,12 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     )->dict:                         # row -> mIoU on `val_split`, as in `ROWS`
     "Train, score, and write everything the run leaves behind."
     cfg, out, start = model.cfg, Path(out), time.time()
-    out.mkdir(parents=True, exist_ok=True)
+    check_start(out, resume)  # before anything is written into it
     if scores is None: scores = [(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
+    if resume and (known := _finished(out, cfg, scores, blind)):
+        say(f"{out}: the run is finished ({cfg.iters} of {cfg.iters} iterations, scored); nothing is left to do"); say(table(known["miou"]))
+        return known["miou"]
+    out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split), limit)
     for split in {s for s, _ in scores} - set(blind):  # what is scored after the training is looked at before it
         check_set(first(open_data(root, split, model.classes.classes, None, with_masks=True, palette=model.classes.palette()), limit))
@@ -226,6 +231,16 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     write_json(out/"results.json", results); report_progress(out, "done", cfg.iters, cfg.iters, **seen)
     say(table(miou)); say(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
     return miou
+
+def _finished(out, cfg, scores, blind)->dict: # results.json of a run that has nothing left to do, or None
+    "Trained to the end, and scored after that in all that is asked for."
+    done, of = run_found(out)
+    try:
+        after = (out/"results.json").stat().st_mtime_ns >= (out/"checkpoint.pt").stat().st_mtime_ns
+        known = json.loads((out/"results.json").read_text(encoding="utf-8"))
+        wanted = {f"{s}/{m}" for s, m in scores if s not in blind}
+        return known if done == of == cfg.iters and after and known["config"] == to_dict(cfg) and wanted <= set(known["scores"]) else None
+    except (OSError, ValueError, KeyError, TypeError): return None
 
 def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->dict: # "split/mode" -> scores
     "Splits in turn; those without masks are packed."
@@ -283,14 +298,17 @@ def demo(out="runs/demo", # folder of the run
          switch=120,      # of these, with the static refining map
          resume=False,    # continue a stopped run; otherwise its checkpoint, record and masks are removed
          say=print,       # where messages go
+         workers=0,       # as in `run_job`
+         drawing=1,       # processes that draw the scenes; None: one per core, 1: this one
          **settings       # single fields of `Config`
     )->dict:              # row -> mIoU, as in `ROWS`
     "Train and score WeCLIP on the built-in scenes."
     cfg, out = preset("scenes", seed=seed, iters=iters, switch=switch, **settings), Path(out)
-    root = write_scenes(cache_dir()/f"scenes-{train}-{val}", train=train, val=val)
+    if resume: check_start(out, resume)
+    root = write_scenes(cache_dir()/f"scenes-{train}-{val}", train=train, val=val, workers=drawing)
     for old in () if resume else (out/"checkpoint.pt", out/"tensorboard", out/"masks"):
         if old.is_dir(): shutil.rmtree(old)
         else: old.unlink(missing_ok=True)
     model = build("tiny", cfg).to(device)
     say(f"scenes in {root}; tiny CLIP with {sum(p.numel() for p in model.clip.parameters())/1e6:.2f} M frozen parameters")
-    return run_job(model, root, out, modes=modes, resume=resume, say=say)
+    return run_job(model, root, out, modes=modes, resume=resume, workers=workers, say=say)

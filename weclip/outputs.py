@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .data import IGNORE_INDEX
-from .machine import whole_file
+from .machine import json_ready, whole_file, write_json
 from .own import stem
 from .segmentation import Segmentation, beside, thumb
 from .viz import legend
@@ -89,7 +89,7 @@ def coco_annotations(seg:Segmentation, # its classes become annotations
 
 # %% ../nbs/15b_outputs.ipynb #75442143
 def _item(x:dict, n:int)->str: # item number n >= 1 of a JSON list
-    return ("" if n == 1 else ",") + "\n" + json.dumps(x)
+    return ("" if n == 1 else ",") + "\n" + json.dumps(json_ready(x), allow_nan=False)
 
 @contextmanager
 def coco_writer(path, # JSON file to write
@@ -150,7 +150,7 @@ def writer(out,                    # folder to write into
             if "png" in files: seg.save(out/files["png"])
             if "coco" in formats: to_coco(name, seg)
             if "overlay" in files: _save(out/files["overlay"], _encode(with_legend(seg), "JPEG"))
-            if "polygons" in files: _save(out/files["polygons"], json.dumps(geojson(seg, name)).encode())
+            if "polygons" in files: write_json(out/files["polygons"], geojson(seg, name), indent=None)
             if with_confidence: _save(out/files["confidence"], _encode(Image.fromarray((255*seg.confidence).round().astype(np.uint8))))
         yield write
 

@@ -146,7 +146,7 @@ def cost_of(s:Setup, # as `set_up` gives
     had, stated = [r for r in results if isinstance(r, dict)], STATED["scenes" if s.given["profile"] in DRAWN else s.given["profile"]]
     if not had: return stated._replace(score=.5) if s.given["quick"] else stated
     train = median(1000*r["train_minutes"]/r["config"]["iters"] for r in had)
-    return Cost(train, median(max(r["minutes"] - r["train_minutes"], 0) for r in had), max(r["peak_gib"] for r in had), f"{len(had)} earlier results")
+    return Cost(train, median(max(r["minutes"] - r["train_minutes"], 0) for r in had), max(r["peak_gib"] or 0 for r in had), f"{len(had)} earlier results")
 
 # %% ../nbs/19c_runner.ipynb #95e300a8
 def _run_job(run:Run, s:Setup, cost:Cost, device)->Job:
@@ -293,7 +293,7 @@ def _draw(runs # of `plan`
     )->None:
     "Make the built-in data before runs ask for it at the same time."
     for profile, sizes in sorted({(r.profile, r.sizes) for r in runs if r.profile in DRAWN}):
-        try: data_root(profile, "", sizes)
+        try: data_root(profile, "", sizes, workers=None)
         except (OSError, BrokenExecutor) as e: raise ValueError(f"{profile}: the scenes cannot be drawn in {cache_dir()} ($WECLIP_CACHE names another folder): {e}") from e
 
 def _summary(s, ended, holes)->str:

@@ -14,14 +14,15 @@ from functools import lru_cache
 from itertools import repeat
 from math import cos, pi, sin
 from pathlib import Path
-from concurrent.futures import ProcessPoolExecutor
-import json, multiprocessing, os, shutil, uuid
+from concurrent.futures.process import BrokenProcessPool
+import json, os, shutil, uuid
 from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 from .classes import SCENES, voc_palette
+from .machine import Processes
 
 # %% ../nbs/03_scenes.ipynb #3df82a55
 def ellipse(cx,        # centre, x
@@ -434,14 +435,15 @@ def save_scene(root:Path, # folder in VOC layout
 
 def parallel_map(f,            # function that can be pickled
                  *args,        # iterables, as for `map`
-                 workers=None, # processes; None: one per core, 1: this process
+                 workers=1,    # processes; None: one per core, 1: this process
                  chunksize=1   # calls that are sent to a process at a time
     ):                         # iterator over the results
     "`map(f, *args)`, in order, over fresh processes."
-    workers = workers or os.cpu_count()
-    if workers == 1: yield from map(f, *args); return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(f, *args, chunksize=chunksize)
+    workers = os.cpu_count() if workers is None else workers
+    if workers <= 1: yield from map(f, *args); return
+    with Processes(workers) as pool:
+        try: yield from pool.map(f, *args, chunksize=chunksize)
+        except BrokenProcessPool: raise pool.why_broken() from None
 
 def cache_dir()->Path: # made by whoever writes into it
     "Where what the package makes for itself (drawn data, merges) is kept between runs: $WECLIP_CACHE, or the user's cache folder."
@@ -453,25 +455,32 @@ def write_scenes(root,        # folder to make
                  dev=0,       # pictures to choose settings by
                  test=0,      # pictures to keep for the end
                  seed=0,      # of the whole data set
-                 workers=None, # processes; None: one per core
+                 workers=1,    # processes; None: one per core, 1: this process
                  classes=SCENES.classes # names of what is drawn; all of `SHAPES` make the harder data set
     )->Path:                  # the folder
     "Write the built-in data as a VOC2012 folder; does nothing if it is there already."
     root, counts, classes = Path(root), dict(train=train, val=val, dev=dev, test=test), tuple(classes)
     stamp = dict(drawing=DRAWING, seed=seed, **counts, **({} if classes == SCENES.classes else dict(classes=list(classes))))
+    if min(counts.values()) < 0 or not any(counts.values()): raise ValueError(f"expected at least one picture, got {counts}")
     if (root/"scenes.json").is_file() and json.loads((root/"scenes.json").read_text()) == stamp: return root
     if root.exists() and any(root.iterdir()) and not (root/"scenes.json").is_file():
         raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files; name another folder")
     part = root.with_name(f".{uuid.uuid4().hex[:12]}")  # a new folder as the umask wants it; tempfile's would be closed to others
-    for d in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (part/d).mkdir(parents=True)
+    try:
+        _draw_into(part, counts, seed, classes, workers)
+        (part/"scenes.json").write_text(json.dumps(stamp))
+        if root.exists(): shutil.rmtree(root)
+        part.rename(root)
+    finally: shutil.rmtree(part, ignore_errors=True)  # what a full disk or Ctrl-C leaves
+    return root
+
+def _draw_into(root:Path, counts:dict, seed, classes, workers)->None:
+    "Pictures, masks, lists and tags."
+    for d in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (root/d).mkdir(parents=True)
     todo = [(split, i) for split, n in counts.items() for i in range(n)]
-    drawn = parallel_map(save_scene, repeat(part), *zip(*todo), repeat(seed), repeat(classes), workers=workers, chunksize=16)
+    drawn = parallel_map(save_scene, repeat(root), *zip(*todo), repeat(seed), repeat(classes), workers=workers, chunksize=16)
     done = list(tqdm(drawn, total=len(todo), desc="drawing", leave=False))
-    lists = part/"ImageSets"/"Segmentation"
+    lists = root/"ImageSets"/"Segmentation"
     for split, n in counts.items():
         if n: (lists/f"{split}.txt").write_text("".join(f"{name}\n" for name, _ in done if name.startswith(split + "_")))
     (lists/"tags.json").write_text(json.dumps(dict(done), indent=0))
-    (part/"scenes.json").write_text(json.dumps(stamp))
-    if root.exists(): shutil.rmtree(root)
-    part.rename(root)
-    return root

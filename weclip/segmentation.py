@@ -153,7 +153,7 @@ def _opened(path, clip, device, stamp):
 def segment_stream(model,          # `.logits`, `.patch`, `.cfg`, `.classes`
                    samples,        # iterable of (key, picture)
                    crf:bool=True,  # sharpen with DenseCRF
-                   workers:int=1,  # processes for CRFs; 0: none
+                   workers:int=0,  # processes for CRFs; 0: none
                    batch:int=1,    # pictures looked at together, as in `predict_stream`
                    scales=None,    # None: `cfg.scales`
                    flip=None,      # None: `cfg.tta_flip`

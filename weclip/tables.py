@@ -308,7 +308,8 @@ LISTS = {"voc": dict(train="train_aug")}                        # where a list o
 
 def data_root(profile:str, # data set
               root="",     # folder in VOC2012 layout; "": drawn, or from the environment
-              sizes=SIZES  # pictures of train, val and test to draw
+              sizes=SIZES, # pictures of train, val and test to draw
+              workers=1    # processes that draw; None: one per core, 1: this one
     )->Path:
     "The folder of a profile's pictures; drawn if need be."
     if root: return Path(root)
@@ -316,7 +317,8 @@ def data_root(profile:str, # data set
         train, val, *test = sizes
         name = "-".join(map(str, [profile, train, val, *(n for n in test if n)]))
         cache_dir().mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir()/f"{name}.lock"): return write_scenes(cache_dir()/name, train, val, test=sum(test), classes=get_classes(profile).classes)
+        with FileLock(cache_dir()/f"{name}.lock"):
+            return write_scenes(cache_dir()/name, train, val, test=sum(test), workers=workers, classes=get_classes(profile).classes)
     if not (found := os.environ.get(f"WECLIP_{profile.upper()}")):
         raise FileNotFoundError(f"{profile}: expected a folder in VOC2012 layout, got none; name it, or set WECLIP_{profile.upper()}")
     return Path(found)
@@ -415,7 +417,7 @@ def _lost(folder, run:Run)->str: # "" if all is there that tables read of a run'
 
 def _odd(r)->str: # "" if a results file has what is needed
     if not isinstance(r, dict): return f"expected an object, got {type(r).__name__}"
-    kinds:dict = dict(config=dict, seed=int, code=str, scores=dict, minutes=(int, float), train_minutes=(int, float), peak_gib=(int, float), n_learnable=int)
+    kinds:dict = dict(config=dict, seed=int, code=str, scores=dict, minutes=(int, float), train_minutes=(int, float), peak_gib=(int, float, type(None)), n_learnable=int)  # null: a system that does not tell
     if lost := [k for k, t in kinds.items() if not isinstance(r.get(k), t)]: return f"no proper {', '.join(lost)}"
     if not isinstance(r.get("blind", []), list): return "no proper blind"
     bad = [k for k, s in r["scores"].items() if not isinstance(s, dict) or not isinstance(s.get("miou"), (int, float)) or not 0 <= s["miou"] <= 1]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 from tqdm.auto import tqdm
 from .classes import SCENES
-from .machine import whole_file, write_json
+from .machine import json_ready, whole_file, write_json
 from .scenes import COLOURS, GROUNDS, SHAPES, cache_dir, draw_split, parallel_map
 
 # %% ../nbs/06_tinyclip.ipynb #9f78c7f4
@@ -127,7 +127,7 @@ def _draw_many(start, stop, seed):
 def pretraining_set(folder,       # where the arrays are kept
                     n=40_000,     # pictures
                     seed=0,       # of the drawings
-                    workers=None, # drawing processes; None: one per core
+                    workers=1,    # drawing processes; None: one per core, 1: this one
     )->dict:                      # img (n, 144, 144, 3), lbl (n, 144, 144), facts (n, N_FACTS): uint8, memory-mapped
     "Draw, or find already drawn, the pictures the tiny CLIP learns from."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
                device="cpu",       # where to compute
                bf16=False,         # autocast the forward
                every=100,          # steps between checkpoints
-               workers=None,       # drawing processes; None: one per core
+               workers=1,          # drawing processes; None: one per core, 1: this one
                new=new_tiny,       # (seed) -> the model to train
                loss=clip_loss,     # of one step, called as `clip_loss`
     )->open_clip.CLIP:             # in evaluation mode
@@ -268,7 +268,7 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
         step += 1; bar.update(bs)
         if step % every == 0 or step == steps:
             line = dict(step=step, samples=step*bs, loss=round(now.item(), 4), scale=round(model.logit_scale.exp().item(), 1), time=time.time())
-            with open(folder/"log.jsonl", "a") as f: f.write(json.dumps(line) + "\n")
+            with open(folder/"log.jsonl", "a") as f: f.write(json.dumps(json_ready(line)) + "\n")
             bar.set_postfix(loss=line["loss"])
             state = dict(step=step, model=model.state_dict(), rest=[o.state_dict() for o in [*opts, *scheds]])
             with whole_file(ckpt) as part: torch.save(state, part)

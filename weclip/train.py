@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'optimiser', 'loss_scaler', 'weak_loss', 'train_step', 'save_checkpoint', 'load_checkpoint',
-           'example_pictures', 'to_device', 'train']
+           'example_pictures', 'to_device', 'train', 'run_found', 'check_start']
 
 # %% ../nbs/14_train.ipynb #485dbe82
 from functools import partial
@@ -181,17 +181,43 @@ def train(model:WeCLIP,         # its decoder is changed in place
             i += 1; bar.update()
             if first and i % every == 0: save_checkpoint(ckpt, model, opt, i, history, scaler)
     finally:
-        if first and i > start: save_checkpoint(ckpt, model, opt, i, history, scaler)
-        if board: board.close()
-        bar.close(); model.eval()
+        bar.close()  # first: what the next lines say has a line of its own
+        model.eval()
+        try:
+            if first and i > start: save_checkpoint(ckpt, model, opt, i, history, scaler)
+        finally:
+            if board: board.close()
     return history
+
+def run_found(out # folder of a run
+    )->tuple:     # (iterations done, of how many); (None, None) without a checkpoint that can be read
+    "How far the run in a folder is."
+    try:
+        state = torch.load(Path(out)/"checkpoint.pt", map_location="cpu", weights_only=True)
+        return int(state["i"]), int(state["about"]["config"]["iters"])
+    except Exception: return None, None
+
+def check_start(out,   # folder of the run
+                resume # continue what is in it
+    )->None:
+    "Refuse to start over a run, and to continue where there is none."
+    out = Path(out)
+    if resume and not (out/"checkpoint.pt").exists():
+        names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+        found = "an empty folder" if out.is_dir() else "no such folder"
+        if names: found = f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        raise FileNotFoundError(f"{out}: expected checkpoint.pt of a stopped run, found {found}; leave resume (--resume) out to start anew")
+    if resume or not (out/"checkpoint.pt").exists(): return
+    done, of = run_found(out)
+    if done is None: found, advice = "a checkpoint.pt that cannot be read", "delete it to start again"
+    elif done < of: found, advice = f"a stopped run ({done} of {of} iterations)", "continue it with resume (--resume)"
+    else: found, advice = f"a finished run ({done} of {of} iterations)", "keep it"
+    raise ValueError(f"{out/'checkpoint.pt'}: expected no run in this folder, found {found}; {advice}, or choose another folder")
 
 def _begin(ckpt, model, opt, scaler, resume, ranks)->tuple: # (iterations done, history)
     "Start anew or at a checkpoint, all processes at the same iteration."
+    check_start(ckpt.parent, resume)
     ckpt.parent.mkdir(parents=True, exist_ok=True)
-    if ckpt.exists() and not resume:
-        raise ValueError(f"{ckpt}: expected an empty folder, found a stopped run; continue it with resume (--resume), "
-                         "or choose another folder")
     start, history = load_checkpoint(ckpt, model, opt, scaler) if ckpt.exists() else (0, [])
     same_everywhere(start, f"{ckpt}: iterations done", ranks)  # and nobody writes before all have read
     copy_first(model.decoder.parameters(), ranks)

@@ -1,0 +1,51 @@
+"""The source distribution: builds, unpacks, installs and runs without the repository and without a network."""
+import importlib.util, os, shutil, subprocess, sys, tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+
+def run(*cmd, cwd, **env):
+    done = subprocess.run([sys.executable, *map(str, cmd)], cwd=cwd, env={**os.environ, "PYTHONPATH": "", **env}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout.strip()
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    "The source distribution of a copy of the repository, unpacked."
+    pytest.importorskip("setuptools", reason="needs setuptools, which builds the distribution")
+    d = tmp_path_factory.mktemp("sdist")
+    shutil.copytree(ROOT/"weclip", d/"repo"/"weclip", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT/"tests", d/"repo"/"tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for p in ROOT.iterdir():
+        if p.is_file(): shutil.copy(p, d/"repo")
+    name = run("-c", BUILD, "build_sdist", d/"dist", cwd=d/"repo").splitlines()[-1]
+    with tarfile.open(d/"dist"/name) as tar: tar.extractall(d, filter="data")
+    return d/name.removesuffix(".tar.gz")
+
+def test_the_sdist_holds_what_it_is_built_from(unpacked):
+    "`setup.py` reads settings.ini, which was not in the archive: a KeyError, and nothing could be installed."
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "MANIFEST.in"): assert (unpacked/name).is_file(), name
+    modules = {p.name for p in (ROOT/"weclip").glob("*.py")}
+    assert {p.name for p in (unpacked/"weclip").glob("*.py")} == modules
+    assert {p.name for p in (unpacked/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
+    assert not (unpacked/"tests").exists(), "tests need the notebooks, which are not in it"
+    assert run("setup.py", "--version", cwd=unpacked).splitlines()[-1] == run("setup.py", "--version", cwd=ROOT).splitlines()[-1]
+    assert run(unpacked/"setup.py", "--name", cwd=unpacked.parent).splitlines()[-1] == "weclip"  # from any folder
+
+def test_setup_without_its_settings_names_them(unpacked, tmp_path):
+    shutil.copy(unpacked/"setup.py", tmp_path)
+    done = subprocess.run([sys.executable, "setup.py", "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "settings.ini" in done.stderr.splitlines()[-1]
+
+def test_the_sdist_installs_and_predicts(unpacked, tmp_path):
+    for name in ("pip", "wheel"):
+        if not importlib.util.find_spec(name): pytest.skip(f"needs {name}, and no network is asked for it")
+    run("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path/"site", unpacked, cwd=tmp_path)
+    assert {p.name for p in (tmp_path/"site"/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
+    code = "import weclip, numpy as np; print(weclip.__file__); print(weclip.predict(np.zeros((40, 50, 3), np.uint8), crf=False).shape)"
+    where, shape = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path/"site")).splitlines()
+    assert Path(where).parents[1] == tmp_path/"site" and shape == "(40, 50)"
+    assert "predict" in run("-m", "weclip", "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path/"site"))

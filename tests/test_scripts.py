@@ -1,0 +1,117 @@
+"""Python as a stranger writes it: scripts without a main guard, in processes of their own."""
+import json, os, signal, subprocess, sys
+from pathlib import Path
+
+import numpy as np, pytest
+from PIL import Image
+
+from weclip.infer import predict_stream
+from weclip.machine import BrokenProcessPool, Processes
+from weclip.scenes import draw_scene, parallel_map, write_scenes
+from weclip.segmentation import cached_model, segment_stream
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def script(folder, text, **more):
+    "What a script says that holds these lines alone: (status, standard output, standard error)."
+    (folder/"script.py").write_text(text, encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WECLIP_CACHE": str(folder/"cache"), **more}
+    done = subprocess.run([sys.executable, "script.py"], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=240)
+    return done.returncode, done.stdout, done.stderr
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=4, val=2)
+
+WITHOUT_PROCESSES = """
+import hashlib, torch
+from weclip.data import open_data
+from weclip.infer import evaluate, predict_stream
+from weclip.job import demo
+from weclip.scenes import write_scenes
+from weclip.segmentation import cached_model, segment_stream
+print("start")
+root = write_scenes("drawn", train=3, val=2)
+model = cached_model(device="cpu")
+data = open_data(root, "val", model.classes.classes, with_masks=True, norm=model.cfg.norm)
+samples = [(i, data.read(i)[0]) for i in data.ids]
+one = [ids.tobytes() for _, ids in predict_stream(model, samples)]
+two = [seg.ids.tobytes() for _, seg in segment_stream(model, samples)]
+print(one == two, hashlib.sha256(b"".join(one)).hexdigest())
+print(sorted(evaluate(model, data, progress=False)))
+few = dict(iters=2, switch=1, warmup=1, d=16, layers=1, heads=2, bs=2)
+print(sorted(demo("run", train=3, val=2, modes=("ms", "crf"), say=lambda _: None, **few)))
+"""
+
+def test_scripts_without_a_main_guard_run(tmp_path):
+    """`predict_stream`, `segment_stream`, `evaluate`, `write_scenes` and `demo` started processes unasked: each of them read the script again and died
+    of "An attempt has been made to start a new process before the current process has finished its bootstrapping phase"."""
+    import hashlib
+    status, out, err = script(tmp_path, WITHOUT_PROCESSES)
+    assert status == 0, err[-2000:]
+    start, masks, scores, run = out.splitlines()
+    assert (start, scores, run) == ("start", "['crf', 'ms', 'single']", "['crf', 'initial', 'initial+PAR', 'ms', 'pseudo', 'refined']")
+    drawn = sorted((tmp_path/"drawn"/"JPEGImages").glob("val*"))
+    ids = predict_stream(cached_model(device="cpu"), [(p, np.asarray(Image.open(p))) for p in drawn], workers=1)
+    assert masks == "True " + hashlib.sha256(b"".join(x.tobytes() for _, x in ids)).hexdigest()  # as with a process: no number changes
+
+ASKED = {
+    "predict_stream": "from weclip.segmentation import cached_model\nfrom weclip.infer import predict_stream\nimport numpy as np\n"
+                      "samples = [(k, np.zeros((40, 40, 3), np.uint8)) for k in range(3)]\nprint(len(list(predict_stream(cached_model(device='cpu'), samples, workers=2))))",
+    "write_scenes": "from weclip.scenes import write_scenes\nprint(write_scenes('drawn', train=40, val=0, workers=2))",
+    "drawing": "from weclip.job import demo\nprint(demo('run', train=40, val=2, drawing=None, iters=2))",
+}
+
+@pytest.mark.parametrize("what", ASKED)
+def test_processes_that_cannot_start_are_told_in_a_sentence(tmp_path, what):
+    "A pool asked for in a script without a guard: a traceback per child, twenty lines long, and a parent that crashed or waited for ever."
+    status, out, err = script(tmp_path, ASKED[what])
+    assert status == 1 and not out
+    assert 'put the call under `if __name__ == "__main__":`' in err.splitlines()[-1]
+    assert "bootstrapping" not in err and err.count("Traceback") == 1
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("script.py", "cache")] and not list(tmp_path.glob("cache/.*"))
+
+def test_with_the_guard_processes_run(tmp_path):
+    guarded = "\n".join(f"    {line}" for line in ASKED["predict_stream"].splitlines())
+    assert script(tmp_path, f"if __name__ == '__main__':\n{guarded}")[:2] == (0, "3\n")
+
+# ---- a process that is killed
+
+def kill_worker(pool):
+    pid = pool.first.result()
+    os.kill(pid, signal.SIGKILL)
+
+def test_a_killed_crf_worker_costs_no_picture(monkeypatch, caplog):
+    "BrokenProcessPool ended a prediction of thousands of pictures, because one process had been killed for want of memory."
+    import weclip.infer as infer
+    pools, real = [], infer.crf_pool
+    monkeypatch.setattr(infer, "crf_pool", lambda n: (pools.append(real(n)), pools[0])[1])
+    samples = [(k, draw_scene(k, (64, 80)).img) for k in range(6)]
+    model, got = cached_model(device="cpu"), []
+    for k, seg in segment_stream(model, samples, workers=1):
+        if k == 1: kill_worker(pools[0])
+        got.append(seg.ids)
+    want = [seg.ids for _, seg in segment_stream(model, samples, workers=0)]
+    assert len(got) == 6 and all(np.array_equal(a, b) for a, b in zip(got, want))
+    assert [r.message for r in caplog.records if "was killed" in r.message] == [caplog.records[-1].message]  # said once
+    assert "computed without processes" in caplog.text
+
+def test_a_killed_drawing_is_a_sentence_and_leaves_nothing(tmp_path):
+    with pytest.raises(BrokenProcessPool, match="was killed, perhaps because memory ran out"): list(parallel_map(die, range(4), workers=2))
+    with pytest.raises(TypeError): write_scenes(tmp_path/"a", train=2, val=0, seed=object())
+    assert not list(tmp_path.iterdir())
+
+def die(k):
+    if k == 3: os.kill(os.getpid(), signal.SIGKILL)
+
+def test_a_pool_knows_whether_it_ran():
+    with Processes(1) as pool:
+        assert pool.submit(abs, -1).result() == 1 and pool.came_up
+        assert "killed" in str(pool.why_broken())
+    with pytest.raises(ValueError, match="at least one picture"): write_scenes("nowhere", train=0, val=0)
+
+def test_workers_change_no_scene(root, tmp_path):
+    again = write_scenes(tmp_path/"again", train=4, val=2, workers=2)
+    names = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file())
+    assert all((root/n).read_bytes() == (again/n).read_bytes() for n in names)
+    assert json.loads((root/"scenes.json").read_text()) == json.loads((again/"scenes.json").read_text())

@@ -1,0 +1,369 @@
+"""What happens to everybody some day: terminals that know few letters, closed pipes, full disks, foreign folders, missing cards, no network. One line each."""
+import errno, io, json, os, stat, subprocess, sys
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from PIL import Image
+
+import weclip.cli as cli
+from weclip.cli import main, trouble
+from weclip.machine import Steady
+from weclip.model import build, save_model
+from weclip.scenes import write_scenes
+from weclip.segmentation import SHIPPED
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
+TINY = ["--profile", "scenes", "--clip", "tiny"]
+CLASSES = "name: mine\nclasses: [cup, {name: Łódź, prompt: boat}, {name: 猫, prompt: dog}]\ntemplate: a {}.\nbackground: [grass]\n"
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=6, val=2)
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory, root):
+    "A model and a data set whose classes have letters that ASCII lacks; one of the classes occurs nowhere."
+    d = tmp_path_factory.mktemp("mine")
+    (d/"classes.yaml").write_text(CLASSES, encoding="utf-8")
+    from weclip.classes import get_classes
+    from weclip.config import preset
+    classes = get_classes(d/"classes.yaml")
+    save_model(d/"model.safetensors", build("tiny", preset("scenes", d=16, layers=1, heads=2, classes=classes.name), classes))
+    for sub in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (d/"voc"/sub).mkdir(parents=True)
+    for k in range(2):
+        Image.new("RGB", (32, 32), "red").save(d/"voc"/"JPEGImages"/f"{k}.jpg")
+        Image.fromarray(np.full((32, 32), k, np.uint8)).save(d/"voc"/"SegmentationClassAug"/f"{k}.png")
+    (d/"voc"/"ImageSets"/"Segmentation"/"val.txt").write_text("0\n1\n")
+    (d/"voc"/"ImageSets"/"Segmentation"/"tags.json").write_text(json.dumps({"0": ["cup"], "1": ["Łódź"]}))
+    return d
+
+def one_line(err, *words):
+    "Standard error as a command may leave it: no traceback, and a last line that says this."
+    assert "Traceback" not in err, err
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("weclip ") and all(w in line for w in words), err
+
+def hidden(folder): return [p for p in Path(folder).rglob("*") if p.name.startswith(".") or p.name.endswith(".part")]
+
+# ---- output never loses a result
+
+LIMITED = {"ascii": dict(PYTHONIOENCODING="ascii"), "cp1252": dict(PYTHONIOENCODING="cp1252"), "C": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")}
+
+def command(args, **kw):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **kw.pop("env", {})}
+    return subprocess.run([sys.executable, "-m", "weclip", *map(str, args)], env=env, capture_output=True, timeout=240, **kw)
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_scores_survive_a_terminal_with_few_letters(kind, mine, tmp_path):
+    "`evaluate` failed on a class name it could not print, after hours, and wrote nothing."
+    done = command(["evaluate", mine/"voc", "--checkpoint", mine/"model.safetensors", "--out", tmp_path, "--no-crf", "--device", "cpu"], env=LIMITED[kind])
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr[-2000:]
+    assert b"\\u732b" in done.stdout or b"\\u0141" in done.stdout
+    scores = json.loads((tmp_path/"scores.json").read_text(encoding="utf-8"))
+    assert scores["ms"]["iou"]["猫"] is None or scores["ms"]["iou"]["猫"] == 0
+
+def test_predict_and_inspect_survive_it_too(mine, tmp_path):
+    (tmp_path/"p").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path/"p"/"猫.jpg")
+    args = ["predict", tmp_path/"p", "--checkpoint", mine/"model.safetensors", "--out", tmp_path/"masks", "--device", "cpu"]
+    done = command(args, env={**LIMITED["ascii"], "PYTHONUTF8": "1"})
+    assert done.returncode == 0 and (tmp_path/"masks"/"猫.png").is_file(), done.stderr[-2000:]
+    done = command(["inspect", mine/"voc", "--train-split", "val", "--clip", "tiny", "--classes", mine/"classes.yaml", "--profile", "scenes", "--sheet", "1",
+                    "--out", tmp_path/"look", "--device", "cpu"], env={**LIMITED["ascii"], "PYTHONUTF8": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path/"look"/"inspect.json").read_text(encoding="utf-8"))["classes"][1]["name"] == "Łódź" and len(list((tmp_path/"look"/"cams").iterdir())) == 2
+
+def closed_pipe(args):
+    "A command whose reader is gone: status and standard error."
+    r, w = os.pipe()
+    os.close(r)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", "weclip", *map(str, args)], env=env, stdout=w, stderr=subprocess.PIPE, text=True, timeout=240)
+    os.close(w)
+    return done.returncode, done.stderr
+
+def test_a_closed_pipe_loses_no_result(root, mine, tmp_path):
+    "`weclip train ... | head -1` ended at its second line, before the first iteration; `evaluate | head` before it wrote its scores."
+    status, err = closed_pipe(["train", root, "--train-split", "train", "--out", tmp_path/"run", *TINY, *FAST])
+    assert status == 0 and (tmp_path/"run"/"model.safetensors").is_file() and "BrokenPipe" not in err, err
+    status, err = closed_pipe(["evaluate", mine/"voc", "--checkpoint", mine/"model.safetensors", "--out", tmp_path, "--no-crf", "--device", "cpu"])
+    assert status == 0 and (tmp_path/"scores.json").is_file() and "BrokenPipe" not in err, err
+    status, err = closed_pipe(["--help"])
+    assert status == 0 and "BrokenPipe" not in err, err
+
+def test_a_steady_stream_takes_everything():
+    raw = io.BytesIO()
+    narrow = Steady(io.TextIOWrapper(raw, encoding="latin-1", newline=""))
+    print("é Ł \udce9 猫", file=narrow, flush=True)
+    assert raw.getvalue() == b"\xe9 \\u0141 \\udce9 \\u732b\n" and narrow.encoding == "latin-1"
+    gone = io.StringIO()
+    gone.close()
+    print("nobody", file=Steady(gone), flush=True)
+    with open("/dev/full", "w") if Path("/dev/full").exists() else pytest.skip("no /dev/full") as full:
+        stream = Steady(full)
+        print("x"*100_000, file=stream, flush=True)
+        print("x", file=stream, flush=True)
+
+# ---- files and folders
+
+def test_out_that_cannot_be_a_folder_is_told_before_any_work(root, tmp_path, capsys, monkeypatch):
+    "NotADirectoryError and FileExistsError ended in a traceback, after the model was read or the training done."
+    (tmp_path/"notes.txt").write_text("mine")
+    monkeypatch.setattr(cli, "open_checkpoint", lambda *a: pytest.fail("the model was read before --out was looked at"))
+    monkeypatch.setattr(cli, "build", lambda *a: pytest.fail("a model was built before --out was looked at"))
+    for out in (tmp_path/"notes.txt", tmp_path/"notes.txt"/"below"/"masks"):
+        for args in (["predict", root/"JPEGImages"], ["evaluate", root], ["train", root, *TINY], ["pseudo", root, *TINY], ["scenes"], ["inspect", root, *TINY],
+                     ["demo", "--data", root], ["hub", "--checkpoint", SHIPPED]):
+            assert main([*map(str, args), "--out", str(out), "--device", "cpu"]) == 2
+            one_line(capsys.readouterr().err, f"--out {out}: expected a folder to write into", "notes.txt is none")
+    for args in (["export"], ["bench"]):
+        assert main([*args, "--out", str(tmp_path), "--device", "cpu"]) == 2
+        one_line(capsys.readouterr().err, "expected the name of a file to write, got a folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"] and (tmp_path/"notes.txt").read_text() == "mine"
+
+def test_a_folder_of_somebody_else(root, tmp_path, capsys, monkeypatch):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda p, *a, **kw: Path(p) != tmp_path and real(p, *a, **kw))
+    assert main(["predict", str(root/"JPEGImages"), "--out", str(tmp_path/"masks"), "--device", "cpu"]) == 2
+    one_line(capsys.readouterr().err, "may not be written by this user")
+
+def raising(e):
+    def f(*a, **kw): raise e
+    return f
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="as another user there is no need to pretend")
+@pytest.mark.parametrize("e, words", [
+    (PermissionError(errno.EACCES, "Permission denied", "/else/masks"), ("/else/masks: Permission denied", "name another folder")),
+    (OSError(errno.ENOSPC, "No space left on device", "masks/a.png"), ("masks/a.png: No space left on device", "the disk is full")),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), ("the disk is full", "quota")),
+    (OSError(errno.EROFS, "Read-only file system", "/cdrom/x"), ("/cdrom/x: Read-only file system",)),
+    (OSError(errno.EMFILE, "Too many open files", "x"), ("ulimit -n",)),
+    (MemoryError(), ("out of memory", "--batch 1")),
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\n(GPU 0)"), ("out of memory", "--batch 1", "--set bs=")),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), ("out of memory",)),
+    (RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed."), ("killed", "--workers")),
+], ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else "")
+def test_errors_of_the_machine_are_one_line(root, tmp_path, capsys, monkeypatch, e, words):
+    "All of these were tracebacks."
+    monkeypatch.setattr(cli, "open_data", raising(e))
+    assert main(["evaluate", str(root), "--device", "cpu"]) == 2
+    one_line(capsys.readouterr().err, *words)
+
+def test_a_mistake_of_the_package_keeps_its_traceback(root, monkeypatch):
+    monkeypatch.setattr(cli, "open_data", raising(KeyError("x")))
+    with pytest.raises(KeyError): main(["evaluate", str(root), "--device", "cpu"])
+    monkeypatch.setattr(cli, "open_data", raising(RuntimeError("shapes do not match")))
+    with pytest.raises(RuntimeError): main(["evaluate", str(root), "--device", "cpu"])
+
+WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.model.save_file", None),
+           "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 832 vs 790"))}
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(kind, root, tmp_path, capsys, monkeypatch):
+    "Pillow, safetensors and PyTorch each raise something else; the command showed it all."
+    from safetensors import SafetensorError
+    where, e = WRITERS[kind]
+    def half(*args, **kw):
+        path = next(a for a in args if isinstance(a, (str, Path)))
+        Path(path).write_bytes(b"half")
+        raise e or SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    args = ["train", str(root), "--train-split", "train", *TINY, *FAST] if kind != "png" else ["predict", str(root/"JPEGImages"), "--no-crf", "--device", "cpu"]
+    monkeypatch.setattr(where, half)
+    assert main([*args, "--out", str(tmp_path/"out")]) == 2
+    one_line(capsys.readouterr().err, "the disk is full")
+    assert not hidden(tmp_path) and not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.safetensors"))
+    assert kind != "torch" or not list(tmp_path.rglob("*.pt"))
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 64 kB, where one can be mounted."
+    (tmp_path/"disk").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path/"disk")], capture_output=True)
+    if mounted.returncode: pytest.skip("no file system can be mounted here")
+    yield tmp_path/"disk"
+    subprocess.run(["umount", str(tmp_path/"disk")], check=True)
+
+def test_on_a_disk_that_is_full(small_disk, root):
+    "A program for torch.export aborted the whole process, TensorBoard's thread printed a traceback before our line."
+    for args in (["export", "--out", small_disk/"model.pt2"], ["train", root, "--train-split", "train", "--out", small_disk/"run", *TINY, *FAST],
+                 ["scenes", "--out", small_disk/"scenes", "--train", "40", "--val", "0"], ["hub", "--checkpoint", SHIPPED, "--out", small_disk/"hub"],
+                 ["predict", root/"JPEGImages", "--no-crf", "--format", "overlay", "coco", "--out", small_disk/"masks"]):
+        done = command(args)
+        assert done.returncode == 2, done.stderr[-3000:]
+        one_line(done.stderr.decode(), "the disk is full")
+        assert not hidden(small_disk), args
+        subprocess.run(["find", str(small_disk), "-mindepth", "1", "-delete"], check=True)
+
+def test_one_mask_that_cannot_be_written_costs_no_other(root, tmp_path, capsys, monkeypatch):
+    "A picture with a name of 255 bytes is legal, its polygons' file would have 259; a run of thousands ended there."
+    (tmp_path/"p").mkdir()
+    for name in ("a", "x"*251, "z", "é"*125): Image.new("RGB", (9, 9), "red").save(tmp_path/"p"/f"{name}.jpg")
+    args = ["predict", str(tmp_path/"p"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]
+    formats = [["png"], ["overlay"], ["coco"]]
+    for f in formats: assert main([*args, "--format", *f, "--confidence"]) == 0, f
+    capsys.readouterr()
+    assert main([*args, "--format", "png", "overlay", "polygons", "coco", "--confidence"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and err.count("skipped:") == 2 and "x"*251 in err and "File name too long" in err
+    assert sorted(p.stem for p in (tmp_path/"masks"/"polygons").iterdir()) == ["a", "z"] and not hidden(tmp_path)
+    assert len(list((tmp_path/"masks").glob("*.png"))) == len(list((tmp_path/"masks"/"confidence").iterdir())) + 0 == 4
+
+# ---- devices
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta", "mps", "cpu:x"])
+def test_a_device_that_is_not_there_is_told_at_once(device, root, tmp_path, capsys, monkeypatch):
+    "A traceback, or pages of it, after model and data had been read."
+    monkeypatch.setattr(cli, "open_checkpoint", lambda *a: pytest.fail("the model was read first"))
+    monkeypatch.setattr(cli, "build", lambda *a: pytest.fail("a model was built first"))
+    for args in (["predict", root/"JPEGImages"], ["train", root, *TINY], ["demo"], ["tinyclip"]):
+        assert main([*map(str, args), "--out", str(tmp_path/"out"), "--device", device]) == 2
+        one_line(capsys.readouterr().err, f"--device {device}: expected a device of this machine, cpu")
+    assert not list(tmp_path.iterdir())
+
+def test_a_card_without_a_driver_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cuda: expected a device of this machine, cpu"): cli.check_device("cuda")
+    cli.check_device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cli.check_device("cuda"); cli.check_device("cuda:1")
+    with pytest.raises(ValueError, match="cpu, cuda, cuda:0, cuda:1"): cli.check_device("cuda:2")
+
+# ---- the Hub
+
+class Answer(Exception):
+    "As huggingface_hub's HTTP errors: an answer with a status."
+    def __init__(self, status, text): super().__init__(text); self.response = type("R", (), dict(status_code=status))
+Answer.__module__ = "huggingface_hub.errors"
+class ConnectError(Exception): "As httpx raises it without a network; no OSError."
+ConnectError.__module__ = "httpx"
+
+def hub_errors():
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    return {"offline": (OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled."), "HF_HUB_OFFLINE"),
+            "network": (ConnectError("[Errno -2] Name or service not known"), "check the network"), "timeout": (TimeoutError("timed out"), "check the network"),
+            "401": (Answer(401, "401 Client Error\nInvalid username or password."), "hf auth login"), "token": (LocalTokenNotFoundError("Token is required"), "hf auth login"),
+            "403": (Answer(403, "403 Forbidden"), "may not write"), "name": (HFValidationError("Repo id must use alphanumeric chars"), "USER/NAME"),
+            "500": (Answer(500, "500 Server Error"), "status 500")}
+
+@pytest.mark.parametrize("kind", ["offline", "network", "timeout", "401", "token", "403", "name", "500"])
+def test_what_the_hub_refuses_is_one_line_and_the_folder_stays(kind, tmp_path, capsys, monkeypatch):
+    "`hub --push` without a network, a login or a proper name: a traceback of some library."
+    e, says = hub_errors()[kind]
+    monkeypatch.setattr("weclip.hub.HfApi", lambda token=None: type("Api", (), dict(create_repo=raising(e))))
+    assert main(["hub", "--checkpoint", str(SHIPPED), "--out", str(tmp_path/"m"), "--push", "user/name"]) == 2
+    out, err = capsys.readouterr()
+    one_line(err, "user/name: ", says, "can be sent again")
+    assert "written:" in out and sorted(p.name for p in (tmp_path/"m").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+@pytest.mark.parametrize("kind", ["offline", "network", "timeout", "401", "name", "500"])
+def test_a_checkpoint_that_the_hub_does_not_give_is_one_line(kind, root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("weclip.hub.hf_hub_download", raising(hub_errors()[kind][0]))
+    assert main(["predict", str(root/"JPEGImages"), "--checkpoint", "hf:user/name", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    one_line(capsys.readouterr().err, "user/name: expected a folder, or user/name of a model on the Hugging Face Hub")
+
+def test_scores_with_null_make_a_card(mine, tmp_path, capsys):
+    "A class that occurs nowhere has no IoU: null in scores.json, and `weclip hub` stumbled over it."
+    model, scores = str(mine/"model.safetensors"), tmp_path/"scores.json"
+    for content, row in ((dict(ms=dict(miou=.5, iou={"background": .5, "cup": None, "猫": None})), "| scales + flip | 50.0 |"), (dict(ms=dict(miou=None, iou={})), "Not given."),
+                         (dict(miou=dict(ms=None, single=.25), iou=dict(single=dict(cup=None)), n_val=2), "| one scale | 25.0 |"), (dict(miou=None), "Not given.")):
+        scores.write_text(json.dumps(content))
+        out = tmp_path/f"m{len(list(tmp_path.iterdir()))}"
+        assert main(["hub", "--checkpoint", model, "--results", str(scores), "--out", str(out)]) == 0, capsys.readouterr().err
+        card = (out/"README.md").read_text(encoding="utf-8")
+        assert row in card and "nan" not in card.lower() and "猫" in card
+    for text in ("[1, 2]", '{"ms": 3}', "no json", '{"ms": {}}'):
+        scores.write_text(text)
+        assert main(["hub", "--checkpoint", model, "--results", str(scores), "--out", str(tmp_path/"bad")]) == 2
+        one_line(capsys.readouterr().err, "scores.json: expected results.json or scores.json")
+    assert not (tmp_path/"bad").exists()
+
+# ---- resume
+
+def test_resume_says_what_is_there(root, tmp_path, capsys):
+    "--resume with nothing to resume began anew without a word; after a finished run `train` spoke of a stopped one, and after Ctrl-C `predict` advised --resume."
+    args = ["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]
+    assert main([*args, "--resume"]) == 2
+    one_line(capsys.readouterr().err, "run: expected checkpoint.pt of a stopped run, found no such folder", "leave resume (--resume) out")
+    (tmp_path/"run").mkdir(); (tmp_path/"run"/"notes.txt").touch()
+    for more in (args, ["demo", "--out", str(tmp_path/"run"), *FAST], ["demo", "--data", str(root), "--train-split", "train", "--out", str(tmp_path/"run"), *TINY, *FAST]):
+        assert main([*more, "--resume"]) == 2
+        one_line(capsys.readouterr().err, "expected checkpoint.pt of a stopped run, found notes.txt")
+    assert [p.name for p in (tmp_path/"run").iterdir()] == ["notes.txt"]
+    assert main(args) == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path/"run").glob("*.*")}
+    capsys.readouterr()
+    assert main(args) == 2
+    one_line(capsys.readouterr().err, "found a finished run (6 of 6 iterations)", "choose another folder")
+    assert main([*args, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "the run is finished (6 of 6 iterations); nothing was left to train" in out and "s each on" not in out and "Traceback" not in err
+    assert {p.name: p.read_bytes() for p in (tmp_path/"run").glob("*.*")} == before
+
+def test_a_stopped_run_says_how_far_it_is(root, tmp_path, capsys, monkeypatch):
+    import weclip.train as t
+    real, seen = t.train_step, []
+    def stop(*a, **kw):
+        if len(seen) == 2: raise KeyboardInterrupt
+        seen.append(1); return real(*a, **kw)
+    monkeypatch.setattr(t, "train_step", stop)
+    args = ["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]
+    assert main(args) == 130
+    one_line(capsys.readouterr().err, "interrupted; --resume continues it")
+    monkeypatch.setattr(t, "train_step", real)
+    assert main(args) == 2
+    one_line(capsys.readouterr().err, "found a stopped run (2 of 6 iterations); continue it with resume (--resume)")
+    (tmp_path/"run"/"checkpoint.pt").write_bytes(b"x")
+    assert main(args) == 2
+    one_line(capsys.readouterr().err, "cannot be read")
+    assert main([*args, "--resume"]) == 2
+    one_line(capsys.readouterr().err, "damaged")
+
+def test_a_finished_demo_is_not_scored_again(root, tmp_path, capsys):
+    args = ["demo", "--data", str(root), "--train-split", "train", "--out", str(tmp_path), *TINY, *FAST, "--no-crf"]
+    assert main(args) == 0
+    before = (tmp_path/"results.json").read_bytes()
+    capsys.readouterr()
+    assert main([*args, "--resume"]) == 0
+    assert "the run is finished (6 of 6 iterations, scored)" in capsys.readouterr().out and (tmp_path/"results.json").read_bytes() == before
+    (tmp_path/"results.json").unlink()                                 # stopped while it was scored
+    assert main([*args, "--resume"]) == 0 and (tmp_path/"results.json").is_file()
+
+@pytest.mark.parametrize("name, advice", [("predict", "the masks that are there are whole"), ("evaluate", "no scores were written"), ("pseudo", "the label maps"),
+                                          ("inspect", "interrupted")])
+def test_only_a_training_is_told_to_resume(name, advice, root, tmp_path, capsys, monkeypatch):
+    for f in ("open_checkpoint", "build"): monkeypatch.setattr(cli, f, raising(KeyboardInterrupt()))
+    data = root/"JPEGImages" if name == "predict" else root
+    assert main([name, str(data), "--out", str(tmp_path), "--device", "cpu", *(TINY if name in ("pseudo", "inspect") else [])]) == 130
+    err = capsys.readouterr().err
+    one_line(err, "interrupted", advice)
+    assert "--resume" not in err
+
+# ---- the umask decides
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_the_umask_decides_over_every_file(mask, root, tmp_path, monkeypatch):
+    "model.safetensors lay as 0600 beside others of 0644: in a shared folder nobody else could read it."
+    import open_clip  # noqa: F401
+    from weclip.app import examples
+    from weclip.bench import _store
+    from weclip.tinyclip import save_tiny, tiny_clip
+    old = os.umask(mask)
+    try:
+        assert main(["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]) == 0
+        assert main(["hub", "--checkpoint", str(tmp_path/"run"/"model.safetensors"), "--out", str(tmp_path/"hub")]) == 0
+        assert main(["export", "--checkpoint", str(tmp_path/"run"/"model.safetensors"), "--out", str(tmp_path/"model.pt2"), "--device", "cpu"]) == 0
+        assert main(["predict", str(root/"JPEGImages"/"val_00000.jpg"), "--out", str(tmp_path/"masks"), "--format", *cli.FORMATS, "--confidence", "--no-crf", "--device", "cpu"]) == 0
+        assert main(["inspect", str(root), "--train-split", "train", *TINY, "--sheet", "1", "--out", str(tmp_path/"look"), "--device", "cpu"]) == 0
+        save_tiny(tiny_clip(), tmp_path/"tiny"); write_scenes(tmp_path/"scenes", train=1, val=1); examples(tmp_path/"app")
+        monkeypatch.setattr("weclip.bench.report", lambda r: "fast"); _store(tmp_path/"bench"/"measured.json", "cpu", dict(x=float("nan")))
+    finally: os.umask(old)
+    odd = {str(p.relative_to(tmp_path)): oct(stat.S_IMODE(p.stat().st_mode)) for p in tmp_path.rglob("*")
+           if stat.S_IMODE(p.stat().st_mode) != ((0o777 if p.is_dir() else 0o666) & ~mask)}
+    assert not odd and len(list(tmp_path.rglob("*"))) > 30
+
+def test_the_exception_behind_is_looked_at():
+    try:
+        try: raise OSError(errno.ENOSPC, "No space left on device", "x.pt")
+        except OSError: raise KeyError("while tidying up") from None
+    except KeyError as e: assert "the disk is full" in trouble(e)
+    assert trouble(KeyError("a bug")) == "" and json.dumps(trouble(ValueError("two\nlines"))) == '"two lines"'
