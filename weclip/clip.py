@@ -320,7 +320,10 @@ def encode_tokens(model:open_clip.CLIP, # open_clip's CLIP
 def _lengths(tokenizer, texts, rows:Tensor)->list: # tokens of each text that is longer than its row, 0 of the others
     "How long texts are that the tower does not read to their end."
     limit, counts = rows.shape[1], []
-    try: whole = next(w for k in (4, 16, 64) if not (w := tokenizer(texts, context_length=k*limit))[:, -2:].any() or k == 64)
+    try:
+        for k in (4, 16, 64):  # until all texts end in padding
+            whole = tokenizer(texts, context_length=k*limit)
+            if not whole[:, -2:].any(): break
     except TypeError: return [0]*len(texts)  # a tokenizer of one length
     for row, long in zip(rows, whole):
         n = len(long) - int((long.flip(0) != long[-1]).int().argmax())  # up to the padding, one value to the end
@@ -334,10 +337,12 @@ def tokens_of(tokenizer, # list of str -> token ids (n, 77)
     rows, seen = tokenizer(texts), {}
     for text, row in zip(texts, rows.tolist()):
         if (other := seen.setdefault(tuple(row), text)) != text:
-            raise ValueError(f"prompts: {other!r} and {text!r} are one and the same text to CLIP, which reads {rows.shape[1]} tokens and no case; "
-                             "expected prompts that differ before they are cut")
+            raise ValueError(f"prompts: {other!r} and {text!r} are one and the same text to CLIP, which reads "
+                             f"{rows.shape[1]} tokens and no case; expected prompts that differ before they are cut")
     for text, n in zip(texts, _lengths(tokenizer, texts, rows)):
-        if n: _log.warning("prompt %r: CLIP reads %d tokens, its end is cut off: it has %d; shorten it", text, rows.shape[1], n)
+        if not n: continue
+        limit = rows.shape[1]
+        _log.warning("prompt %r: CLIP reads %d tokens, its end is cut off: it has %d; shorten it", text, limit, n)
     return rows
 
 def shared_texts(tokenizer, # list of str -> token ids (n, 77)
