@@ -123,11 +123,18 @@ JSON = [b"["*200_000, b'{"a":'*100_000, b'{"a": ["cat"], "a": ["dog"]}', b"9"*10
 BOMB = b"<!DOCTYPE a [<!ENTITY x0 'cat'>" + b"".join(b"<!ENTITY x%d '%s'>" % (k + 1, b"&x%d;" % k*10) for k in range(9)) + b"]><annotation><object><name>&x9;</name></object></annotation>"
 XML = [BOMB, b"<a>"*200_000, b"<annotation><object><name/></object></annotation>", b"<?xml version='1.0' encoding='nonsense'?><annotation/>", b"<?xml version='1.0' encoding='utf-32'?><annotation/>", b"<?xml version='1.0' encoding='hex'?><annotation/>",
        b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation><object><name>&x;</name></object></annotation>", "<annotation><object><name>cat</name></object></annotation>".encode("utf-16")]
-TABLES = {"tags.csv": b'file,tags\na.jpg,cat\n"b, c.jpg","cat;dog"\nd.png,\n', "semicolons.csv": b'"a, b.jpg";cat;dog\nc.jpg;dog\n', "hot.csv": b"image_id,cat,dog,split\na.jpg,1,0,train\nb.jpg,1,1,val\n",
+TABLES = {"tags.csv": b'file,tags\na.jpg,cat\n"b, c.jpg","cat;dog"\nd.png,\n',
+    "semicolons.csv": b'"a, b.jpg";cat;dog\nc.jpg;dog\n',
+    "hot.csv": b"image_id,cat,dog,split\na.jpg,1,0,train\nb.jpg,1,1,val\n",
           "one.csv": b"filename,defect\na.jpg,1\nb.jpg,0\n"}
-CSV = [b"sep=;\n", b"sep=;\nfile;tags\na;b", b"\n"*1000, b'"', b'""', b",", b";", b"\t", b"0,1", b"file", b"file,tags", b"file,file\n1,0", b",,\n1,1,0", b"cat,dog\n1,0", b"file,cat\n1,1\n0,0", b"file,cat,cat\na,1,0", b"a,b\n" + b"1,0\n"*3000,
-       "a.jpg,cat".encode("utf-16-le"), b'"' + b"x"*200_000, b"," * 100_000, b"file," + b"c,"*5000 + b"d\na," + b"1,"*5000 + b"0", (b'"a",'*300 + b"\n")*30]
-FILE_NAMES = ["a", "a.jpg", "a.jfif", ".jpg", "a.", "a..jpg", "a b.jpg", "a\nb.jpg", "a\x1b[31m.jpg", "\udcff.jpg", "a\\b.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg", "x"*250 + ".jpg", "a.HEIC", "Thumbs.db", "._a.jpg", "-a.jpg", "CON.jpg", "a.123", "%s.jpg", "{}.jpg", "sound.png"]
+CSV = [b"sep=;\n", b"sep=;\nfile;tags\na;b", b"\n"*1000, b'"', b'""', b",", b";", b"\t", b"0,1", b"file",
+    b"file,tags", b"file,file\n1,0", b",,\n1,1,0", b"cat,dog\n1,0", b"file,cat\n1,1\n0,0", b"file,cat,cat\na,1,0",
+    b"a,b\n" + b"1,0\n"*3000,
+       "a.jpg,cat".encode("utf-16-le"), b'"' + b"x"*200_000, b"," * 100_000,
+    b"file," + b"c,"*5000 + b"d\na," + b"1,"*5000 + b"0", (b'"a",'*300 + b"\n")*30]
+FILE_NAMES = ["a", "a.jpg", "a.jfif", ".jpg", "a.", "a..jpg", "a b.jpg", "a\nb.jpg", "a\x1b[31m.jpg", "\udcff.jpg",
+    "a\\b.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg", "x"*250 + ".jpg", "a.HEIC", "Thumbs.db", "._a.jpg", "-a.jpg",
+    "CON.jpg", "a.123", "%s.jpg", "{}.jpg", "sound.png"]
 LISTS = [b"a\x0cb", "a\u2028b".encode(), b"a\0b", b"\xef\xbb\xbfa\n", b"x"*5000, ("ä"*300).encode(), b"a\n"*100_000, b"a b c", b"a.jpg\n", b"./a", b"a\r\nb"]
 PICTURES = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n{} loop\n", b"P6 40 30 255\n", b"P6 99999 99999 255\n" + b"x"*99, b"%PDF-1.4", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
 
@@ -175,7 +182,7 @@ def table(path):
     for name, tags in rows_csv(path): assert name and all(isinstance(t, str) and t for t in tags)
 
 def own_folder(path):
-    "A folder of files of any name and content, beside links: every one is a picture of some class, or is named or counted."
+    "A folder of files of any name and content, beside links."
     try: found = find_images(path.parents[1], "folders")
     except (ValueError, FileNotFoundError) as e: raise type(e)(f"{path}: {e}") from e  # it speaks of the folder
     "".join(findings(found)).encode()
@@ -241,13 +248,19 @@ def inputs(tmp):
     yield from text("annotation", folder("xml"), root/"Annotations"/"b.xml", XML, 200)
     for protocol in (2, 4):
         for n in (3, 300): yield from binary("onehot", hot, tmp/f"hot{protocol}_{n}.npy", onehot(protocol, n), (*BYTES, word), 90)
-    for name, b in TABLES.items(): (tmp/name).write_bytes(b); yield from text("csv", table, tmp/name, CSV if name == "tags.csv" else (), 100)
+    for name, b in TABLES.items():
+        (tmp/name).write_bytes(b)
+        yield from text("csv", table, tmp/name, CSV if name == "tags.csv" else (), 100)
     sound = pictures()["base.jpg"]
     for k, name in enumerate(FILE_NAMES):
-        here = tmp/"own"/str(k)/"p"/"cat"; here.mkdir(parents=True); (here/"sound.jpg").write_bytes(sound)
-        for link, to in (("loop", here.parent), ("self", here/"self"), ("gone.jpg", here/"nowhere")): (here/link).symlink_to(to)
+        here = tmp/"own"/str(k)/"p"/"cat"
+        here.mkdir(parents=True)
+        (here/"sound.jpg").write_bytes(sound)
+        for link, to in (("loop", here.parent), ("self", here/"self"), ("gone.jpg", here/"nowhere")):
+            (here/link).symlink_to(to)
         yield "own", own_folder, here/name, "" if k < 3 else f"name {k}", sound
-        yield from (("own", own_folder, here/name, *m) for m in mutants(sound, BYTES, 4, name.encode("utf-8", "replace").decode()))
+        yield from (("own", own_folder, here/name, *m) for m in mutants(sound, BYTES, 4,
+            name.encode("utf-8", "replace").decode()))
     (tmp/"street.yaml").write_bytes(YAML); yield from text("classes", classes, tmp/"street.yaml", PYTHON_YAML, 250)
     for name, read in models(tmp).items():
         b = (tmp/name).read_bytes()

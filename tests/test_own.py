@@ -11,7 +11,8 @@ from weclip.clip import shared_texts, text_features, tokens_of
 from weclip.inspection import cam_sheets, inspect_set, survey
 from weclip.model import build, load_backbone, load_model, read_model, save_model
 from weclip.outputs import writer
-from weclip.own import check_pictures, class_counts, find_images, findings, inside, list_folder, open_images, picture_files, readable, rows_csv, stem, told
+from weclip.own import (check_pictures, class_counts, find_images, findings, inside, list_folder, open_images,
+                        picture_files, readable, rows_csv, stem, told)
 from weclip.scenes import write_scenes
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
@@ -87,9 +88,11 @@ def test_paths_that_leave_the_folder(pets, bad):
 def test_links_that_leave_the_folder(pets):
     "They were refused or passed over, and whole classes with them; who links a folder wants it read."
     (pets/"link.jpg").symlink_to(pets.parent/"secret.jpg"); (pets/"up").symlink_to(pets.parent); (pets/"loop.jpg").symlink_to(pets/"loop.jpg")
-    for name in ("link.jpg", "link", "up/secret.jpg"): assert len(find_images(pets, {"a.jpg": ["cat"], name: ["cat"]}).images) == 2
+    for name in ("link.jpg", "link", "up/secret.jpg"):
+        assert len(find_images(pets, {"a.jpg": ["cat"], name: ["cat"]}).images) == 2
     with pytest.raises(ValueError, match="1 of 2 pictures cannot be read: .*loop.jpg"): open_images(pets, {"a.jpg": ["cat"], "loop.jpg": ["cat"]}, progress=False)
-    assert [n for n in picture_files(pets) if n.startswith("up/")] == ["up/secret.jpg"]  # and not the folder again that the link lies in
+    # and not the folder again that the link lies in
+    assert [n for n in picture_files(pets) if n.startswith("up/")] == ["up/secret.jpg"]
     picture(pets/"dog"/"d.jpg"); (pets/"dog"/"out.jpg").symlink_to(pets.parent/"secret.jpg")
     assert find_images(pets, "folders").tags["dog/out"] == find_images(pets, "folders").tags["dog/d"]
 
@@ -202,20 +205,23 @@ def test_mutated_files(pets, name):
 
 # ---- nothing is lost without a word
 
-KINDS = {".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "MPO", ".avif": "AVIF", ".gif": "GIF", ".ppm": "PPM", ".jp2": "JPEG2000", ".tga": "TGA", ".JPG": "JPEG"}
+KINDS = {".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "MPO", ".avif": "AVIF", ".gif": "GIF", ".ppm": "PPM",
+    ".jp2": "JPEG2000", ".tga": "TGA", ".JPG": "JPEG"}
 
 @pytest.mark.parametrize("suffix", KINDS)
 def test_every_format_of_pillow_is_read(tmp_path, suffix):
     "Only seven suffixes were; a folder of .jfif vanished from predict and training alike."
     Image.init()
     if KINDS[suffix] not in Image.SAVE: pytest.skip(f"this Pillow writes no {KINDS[suffix]}")
-    (tmp_path/"cat").mkdir(); Image.new("RGB", (20, 16), "red").save(tmp_path/"cat"/f"a{suffix}", KINDS[suffix])
+    (tmp_path/"cat").mkdir()
+    Image.new("RGB", (20, 16), "red").save(tmp_path/"cat"/f"a{suffix}", KINDS[suffix])
     data, classes = open_images(tmp_path, "folders", strict=True, progress=False)
     assert data.ids == ["cat/a"] and classes.classes == ("cat",) and data.read("cat/a")[0].shape == (16, 20, 3)
     assert list(find_pictures([tmp_path]).values()) == [f"cat/a{suffix}"]
 
 def test_what_is_no_picture_is_not_opened_as_one():
-    assert not {".eps", ".ps", ".pdf", ".mpg", ".wmf", ".h5", ".grib", ".txt"} & set(readable()) and {".jpg", ".tif", ".png", ".webp"} <= set(readable())
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".wmf", ".h5", ".grib", ".txt"} & set(readable())
+    assert {".jpg", ".tif", ".png", ".webp"} <= set(readable())
 
 def test_names_without_suffix_are_recognised_by_content(tmp_path):
     "Cameras' and scrapers' names: none, a number, a date with a blank behind the dot."
@@ -230,25 +236,34 @@ def test_names_without_suffix_are_recognised_by_content(tmp_path):
 def test_linked_folders_are_read_once(tmp_path):
     "A class that was a link vanished. Folders come before links; what a second link leads to is named; loops end."
     for name in ("p/cat/1.jpg", "p/zebra/2.jpg", "else/dog/3.jpg", "else/dog/young/4.jpg"): picture(tmp_path/name)
-    for link, to in (("p/dog", "else/dog"), ("p/hound", "else/dog"), ("p/aardvark", "p/zebra"), ("else/dog/top", "p")): (tmp_path/link).symlink_to(tmp_path/to)
+    for link, to in (("p/dog", "else/dog"), ("p/hound", "else/dog"), ("p/aardvark", "p/zebra"), ("else/dog/top", "p")):
+        (tmp_path/link).symlink_to(tmp_path/to)
     found = find_images(tmp_path/"p", "folders")
-    assert found.tags == {"cat/1": [0], "dog/3": [1], "dog/young/4": [1], "zebra/2": [2]} and found.classes.classes == ("cat", "dog", "zebra")
+    assert found.tags == {"cat/1": [0], "dog/3": [1], "dog/young/4": [1], "zebra/2": [2]}
+    assert found.classes.classes == ("cat", "dog", "zebra")
     assert findings(found) == ["sub-folders without pictures of their own, no classes: 2 ('aardvark', 'hound')",
                                "links to folders that are read already: 3 ('aardvark', 'dog/top', 'hound')"]
-    with pytest.raises(ValueError, match="links to folders that are read already: 3"): open_images(tmp_path/"p", "folders", strict=True)
+    with pytest.raises(ValueError, match="links to folders that are read already: 3"):
+        open_images(tmp_path/"p", "folders", strict=True)
 
 def test_what_cannot_be_read_is_named(pets, monkeypatch, capsys):
     "Pictures of unknown formats, dead links and closed folders vanished even with --strict."
     for name in ("x.HEIC", "raw.NEF", "draw.svg", "notes.txt", "more.txt", "b.db"): (pets/name).touch()
-    (pets/"gone.png").symlink_to(pets/"nowhere.png"); picture(pets/".secret"/"s.jpg"); picture(pets/".h.jpg"); picture(pets/"shut"/"s.jpg")
-    for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._a.jpg", "@eaDir/a.jpg/thumb.jpg", "__MACOSX/._a.jpg", "$RECYCLE.BIN/d.jpg", "lost+found/x.jpg", ".git/HEAD"):
-        (pets/name).parent.mkdir(parents=True, exist_ok=True); (pets/name).touch()
+    (pets/"gone.png").symlink_to(pets/"nowhere.png")
+    picture(pets/".secret"/"s.jpg")
+    picture(pets/".h.jpg")
+    picture(pets/"shut"/"s.jpg")
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._a.jpg", "@eaDir/a.jpg/thumb.jpg", "__MACOSX/._a.jpg",
+        "$RECYCLE.BIN/d.jpg", "lost+found/x.jpg", ".git/HEAD"):
+        (pets/name).parent.mkdir(parents=True, exist_ok=True)
+        (pets/name).touch()
     scan = os.scandir
     def closed(path):  # as chmod 000 closes it to anybody but root
         if str(path).endswith("shut"): raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
     monkeypatch.setattr(os, "scandir", closed)
-    said = ["pictures in formats that this Pillow does not read (convert them to JPEG or PNG): 3 ('draw.svg', 'raw.NEF', 'x.HEIC')",
+    said = ["pictures in formats that this Pillow does not read (convert them to JPEG or PNG): "
+            "3 ('draw.svg', 'raw.NEF', 'x.HEIC')",
             "folders and files that may not be opened: 1 ('shut')", "links that lead nowhere: 1 ('gone.png')",
             "hidden files and folders, left out: 2 ('.h.jpg', '.secret')", "other files, left out: 3 (.txt 2x, .db 1x)"]
     tags = csv(pets, "".join(f"{n},cat\n" for n in ("a.jpg", "b.png", "garden/a.jpg", "garden/deep/c.JPEG")))
@@ -262,10 +277,13 @@ def test_what_cannot_be_read_is_named(pets, monkeypatch, capsys):
 
 def test_a_class_that_vanishes_is_named(pets):
     "fox/ held nothing but .heic, crab/ nothing at all: two classes were gone, and nobody said so."
-    for name in ("fox/1.heic", "fox/2.heic"): (pets/name).parent.mkdir(exist_ok=True); (pets/name).touch()
+    for name in ("fox/1.heic", "fox/2.heic"):
+        (pets/name).parent.mkdir(exist_ok=True)
+        (pets/name).touch()
     (pets/"crab").mkdir()
     found = find_images(pets, "folders")
-    assert found.classes.classes == ("garden",) and "sub-folders without pictures of their own, no classes: 2 ('crab', 'fox')" in findings(found)
+    assert found.classes.classes == ("garden",)
+    assert "sub-folders without pictures of their own, no classes: 2 ('crab', 'fox')" in findings(found)
 
 def test_pictures_that_may_not_be_looked_at(pets, monkeypatch):
     "In a folder that may be listed and not entered, every file seems to be none."
@@ -279,20 +297,26 @@ def test_pictures_that_may_not_be_looked_at(pets, monkeypatch):
 def test_names_with_a_backslash(tmp_path):
     "Legal where / separates folders; it was read as a folder, so its tag went to nobody."
     if os.sep != "/": pytest.skip("here it separates folders")
-    picture(tmp_path/"cat"/"a\\b.jpg"); picture(tmp_path/"dog"/"1.jpg")
+    picture(tmp_path/"cat"/"a\\b.jpg")
+    picture(tmp_path/"dog"/"1.jpg")
     assert find_images(tmp_path, "folders").tags == {"cat/a\\b": [0], "dog/1": [1]}
 
 def test_companions_are_no_findings(pets):
     "The file of tags, the class list and the masks of a run before lie in the folder and are worth no word."
-    for name in ("tags.csv", "classes.yaml"): (pets/name).write_text("file,tags\na.jpg,cat\nb.png,cat\ngarden/a,cat\ngarden/deep/c,cat" if "tags" in name else "classes: [cat]")
+    (pets/"tags.csv").write_text("file,tags\na.jpg,cat\nb.png,cat\ngarden/a,cat\ngarden/deep/c,cat")
+    (pets/"classes.yaml").write_text("classes: [cat]")
     assert not findings(find_images(pets, pets/"tags.csv", pets/"classes.yaml"))
-    lost, other = [], []; picture(pets/"masks"/"garden"/"a.png"); (pets/"masks"/"coco.json").touch(); (pets/"out").symlink_to(pets/"masks")
+    lost, other = [], []
+    picture(pets/"masks"/"garden"/"a.png")
+    (pets/"masks"/"coco.json").touch()
+    (pets/"out").symlink_to(pets/"masks")
     assert len(find_pictures([pets], pets/"out", lost, other)) == 4 and not lost
     assert other == [f"{pets}: other files, left out: 2 (.csv 1x, .yaml 1x)"]
 
 def test_a_folder_of_what_cannot_be_read(tmp_path):
     (tmp_path/"a.heic").touch()
-    with pytest.raises(FileNotFoundError, match="found none; there are pictures in formats.*a.heic"): find_pictures([tmp_path])
+    with pytest.raises(FileNotFoundError, match="found none; there are pictures in formats.*a.heic"):
+        find_pictures([tmp_path])
 
 # ---- names
 
@@ -309,33 +333,40 @@ def test_accents_that_mean_two_pictures(tmp_path):
     both = [unicodedata.normalize(form, "\u00e9\u00e9.jpg") for form in ("NFC", "NFD")]
     for name in both: picture(tmp_path/name)
     if len(list(tmp_path.iterdir())) < 2: pytest.skip("this file system takes both names for one")
-    assert [list(find_images(tmp_path, {n: ["cup"]}).images.values()) for n in both] == [[tmp_path/n] for n in both]  # exact names are no question
+    # exact names are no question
+    assert [list(find_images(tmp_path, {n: ["cup"]}).images.values()) for n in both] == [[tmp_path/n] for n in both]
     with pytest.raises(ValueError, match="stored in two ways"): find_images(tmp_path, {"e\u0301\u00e9.jpg": ["cup"]})
 
 def test_capitals_are_another_picture(tmp_path):
     for name in ("A.jpg", "a.jpg"): picture(tmp_path/name)
     if len(list(tmp_path.iterdir())) < 2: pytest.skip("this file system takes both names for one")
-    assert set(find_images(tmp_path, {"A.jpg": ["x"], "a.jpg": ["x"]}).images) == {"A", "a"} == set(map(stem, find_pictures([tmp_path]).values()))
+    assert set(find_images(tmp_path, {"A.jpg": ["x"], "a.jpg": ["x"]}).images) == {"A",
+        "a"} == set(map(stem, find_pictures([tmp_path]).values()))
 
 @pytest.mark.parametrize("name, formats, confidence, says", [
-    ("confidence/x.jpg", ["png"], True, "both would write confidence/x.png"), ("coco.json/x.jpg", ["png", "coco"], False, "a folder and a file"),
+    ("confidence/x.jpg", ["png"], True, "both would write confidence/x.png"),
+    ("coco.json/x.jpg", ["png", "coco"], False, "a folder and a file"),
     ("x.png/y.jpg", ["png"], False, "a folder and a file")])
 def test_results_never_share_a_file(tmp_path, name, formats, confidence, says, capsys):
     "The confidence of x.jpg overwrote the mask of confidence/x.jpg."
     for n in ("x.jpg", name): picture(tmp_path/"p"/n)
-    args = ["predict", str(tmp_path/"p"), "--out", str(tmp_path/"m"), "--format", *formats, "--no-crf", "--device", "cpu", *["--confidence"]*confidence]
+    args = ["predict", str(tmp_path/"p"), "--out", str(tmp_path/"m"), "--format", *formats, "--no-crf", "--device",
+        "cpu", *["--confidence"]*confidence]
     assert main(args) == 2 and says in capsys.readouterr().err and not (tmp_path/"m").exists()
     refuse_overwriting(find_pictures([tmp_path/"p"/n for n in ("x.jpg",)]), tmp_path/"m", formats, confidence)
 
 def test_no_result_overwrites_a_picture(tmp_path, capsys):
     "Masks were looked after, overlays were not: predict photos/overlay --out photos replaced the photographs."
-    picture(tmp_path/"overlay"/"x.jpg"); before = (tmp_path/"overlay"/"x.jpg").read_bytes()
-    assert main(["predict", str(tmp_path/"overlay"), "--out", str(tmp_path), "--format", "overlay", "--device", "cpu"]) == 2
+    picture(tmp_path/"overlay"/"x.jpg")
+    before = (tmp_path/"overlay"/"x.jpg").read_bytes()
+    assert main(["predict", str(tmp_path/"overlay"), "--out", str(tmp_path), "--format", "overlay", "--device",
+        "cpu"]) == 2
     assert "would overwrite" in capsys.readouterr().err and (tmp_path/"overlay"/"x.jpg").read_bytes() == before
 
 def test_the_writer_refuses_a_name_that_is_taken(tmp_path):
     for a, b, confidence in (("x.jpg", "x.png", False), ("confidence/x.jpg", "x.jpg", True)):
-        with pytest.raises(ValueError, match="expected different names"), writer(tmp_path, ("background", "a"), ["png"], confidence) as write:
+        with pytest.raises(ValueError, match="expected different names"), writer(tmp_path, ("background", "a"),
+            ["png"], confidence) as write:
             for name in (a, b): write(name, Still())
 
 class Still:
@@ -349,43 +380,66 @@ def test_a_long_name_costs_one_picture(tmp_path, capsys):
     args = ["--no-crf", "--device", "cpu"]
     assert main(["predict", str(tmp_path/"p"), "--out", str(tmp_path/"m"), "--format", "png", "polygons", *args]) == 1
     err = capsys.readouterr().err
-    assert "258 bytes" in err and "Traceback" not in err and [p.name for p in (tmp_path/"m").glob("*.png")] == ["short.png"]
-    assert main(["predict", str(tmp_path/"p"), "--out", str(tmp_path/"n"), *args]) == 0 and len(list((tmp_path/"n").glob("*.png"))) == 2
+    assert "258 bytes" in err
+    assert "Traceback" not in err
+    assert [p.name for p in (tmp_path/"m").glob("*.png")] == ["short.png"]
+    assert main(["predict", str(tmp_path/"p"), "--out", str(tmp_path/"n"), *args]) == 0
+    assert len(list((tmp_path/"n").glob("*.png"))) == 2
 
 def test_a_long_name_costs_one_label_map(tmp_path, capsys):
     "A name of 254 bytes without a suffix, to which .png is one too many."
-    Image.new("RGB", (64, 64), "red").save(tmp_path/"x", "PNG"); picture(tmp_path/"p"/"short.jpg", 64, 64); (tmp_path/"x").rename(tmp_path/"p"/("x"*254))
+    Image.new("RGB", (64, 64), "red").save(tmp_path/"x", "PNG")
+    picture(tmp_path/"p"/"short.jpg", 64, 64)
+    (tmp_path/"x").rename(tmp_path/"p"/("x"*254))
     (tmp_path/"t.csv").write_text("file,tags\n" + "x"*254 + ",car\nshort.jpg,car\n")
-    assert main(["pseudo", "--images", str(tmp_path/"p"), "--tags", str(tmp_path/"t.csv"), "--clip", "tiny", "--device", "cpu", "--out", str(tmp_path/"m")]) == 1
+    assert main(["pseudo", "--images", str(tmp_path/"p"), "--tags", str(tmp_path/"t.csv"), "--clip", "tiny",
+        "--device", "cpu", "--out", str(tmp_path/"m")]) == 1
     out, err = capsys.readouterr()
-    assert "1 label maps written" in out and "skipped" in err and "258 bytes" in err and [p.name for p in (tmp_path/"m").iterdir()] == ["short.png"]
+    assert "1 label maps written" in out
+    assert "skipped" in err
+    assert "258 bytes" in err
+    assert [p.name for p in (tmp_path/"m").iterdir()] == ["short.png"]
 
 # ---- tables as people have them
 
 def test_onehot_csv(pets, caplog):
     "Two columns were read as classes '0' and '1', more were refused with 'expected 2 columns'."
     with caplog.at_level(logging.WARNING): found = find_images(pets, csv(pets, "filename,defect\na.jpg,1\nb.png,0\n"))
-    assert found.classes.classes == ("defect",) and found.tags == {"a": [0]} and "b.png" in found.untagged and "one-hot" in caplog.text and "defect" in caplog.text
-    for text in ("image_id,cat,dog,fish\na,1,0,0\ngarden/a.jpg,1,1,0\n", "cat;dog;ID\n1;0;a.jpg\n1;1;garden/a.jpg\n", ",Image Name,cat,dog,split\n0,a.jpg,1.0,0.0,train\n1,garden/a.jpg,1.0,1.0,val\n",
-                 "file\tcat\tdog\na.jpg\tTrue\tFalse\ngarden/a.jpg\tTrue\tTrue\n", "photos of mine,cat,dog\na.jpg,1,0\ngarden/a.jpg,1,1\n"):
+    assert found.classes.classes == ("defect",)
+    assert found.tags == {"a": [0]}
+    assert "b.png" in found.untagged
+    assert "one-hot" in caplog.text
+    assert "defect" in caplog.text
+    for text in ("image_id,cat,dog,fish\na,1,0,0\ngarden/a.jpg,1,1,0\n", "cat;dog;ID\n1;0;a.jpg\n1;1;garden/a.jpg\n",
+        ",Image Name,cat,dog,split\n0,a.jpg,1.0,0.0,train\n1,garden/a.jpg,1.0,1.0,val\n",
+                 "file\tcat\tdog\na.jpg\tTrue\tFalse\ngarden/a.jpg\tTrue\tTrue\n",
+                 "photos of mine,cat,dog\na.jpg,1,0\ngarden/a.jpg,1,1\n"):
         assert find_images(pets, csv(pets, text)).tags == {"a": [0], "garden/a": [0, 1]}, text
-    assert rows_csv(csv(pets, "file,tags,truncated\na.jpg,cat,0\nb.png,dog,1")) == [("a.jpg", ["cat"]), ("b.png", ["dog"])]  # tags, and a flag
+    # tags, and a flag
+    assert rows_csv(csv(pets, "file,tags,truncated\na.jpg,cat,0\nb.png,dog,1")) == [("a.jpg", ["cat"]),
+        ("b.png", ["dog"])]
 
 @pytest.mark.parametrize("text, says", [
-    ("file,cat,dog\na.jpg,1,0\nb.png,1,\n", "line 3: expected 0 or 1 in column 'dog'"), ("file,cat,dog\na.jpg,1,-1\nb.png,1,-1\n", "one-hot"), ("a.jpg,1,0\nb.png,0,1", "one-hot table needs a line of headings"),
-    ("file,label\na.jpg,1\nb.png,0", "nothing but numbers"), ("a.jpg,1\nb.png,0", "nothing but numbers"), ("file,label\na.jpg,3\nb.png,17", "need a class list"),
+    ("file,cat,dog\na.jpg,1,0\nb.png,1,\n", "line 3: expected 0 or 1 in column 'dog'"),
+    ("file,cat,dog\na.jpg,1,-1\nb.png,1,-1\n", "one-hot"), ("a.jpg,1,0\nb.png,0,1",
+    "one-hot table needs a line of headings"),
+    ("file,label\na.jpg,1\nb.png,0", "nothing but numbers"), ("a.jpg,1\nb.png,0", "nothing but numbers"),
+    ("file,label\na.jpg,3\nb.png,17", "need a class list"),
     ("file,defect\na.jpg,1\nb.png,\n", "nothing but numbers"), ("file,a,b\na.jpg,cat,x\n", "one-hot")])
 def test_tables_that_are_no_tags(pets, text, says):
     with pytest.raises(ValueError, match=says): find_images(pets, csv(pets, text))
 
-@pytest.mark.parametrize("text", ['"a, b.jpg";cat\n', '"a, b.jpg"\tcat;\n', 'file;tags\n"a, b.jpg";cat\n', 'sep=;\nfile;tags\na, b.jpg;cat', '"a, b.jpg", "cat"'])
+@pytest.mark.parametrize("text", ['"a, b.jpg";cat\n', '"a, b.jpg"\tcat;\n', 'file;tags\n"a, b.jpg";cat\n',
+    'sep=;\nfile;tags\na, b.jpg;cat', '"a, b.jpg", "cat"'])
 def test_separators_within_quotes(pets, text):
     "The comma within quotes was taken for the separator: \"',' expected after '\"'\"."
     assert rows_csv(csv(pets, text)) == [("a, b.jpg", ["cat"])]
 
-HEADS = ["image_id", "img", "img_path", "filepath", "image_name", "ID", "photo", "Image Name", "IMAGE-ID", "File Path", "Dateiname"]
+HEADS = ["image_id", "img", "img_path", "filepath", "image_name", "ID", "photo", "Image Name", "IMAGE-ID",
+    "File Path", "Dateiname"]
 
-@pytest.mark.parametrize("head", [*(f"{h},tags" for h in HEADS), *(f"{h},Class Name" for h in HEADS), *(f"{h},species" for h in HEADS), "tags,image_id", "quux,category", "image,what is in it"])
+@pytest.mark.parametrize("head", [*(f"{h},tags" for h in HEADS), *(f"{h},Class Name" for h in HEADS),
+    *(f"{h},species" for h in HEADS), "tags,image_id", "quux,category", "image,what is in it"])
 def test_headings(pets, head):
     "Those not known were counted as a picture that is not there."
     line = "cat,a.jpg\ndog,b.png" if head.startswith("tags") else "a.jpg,cat\nb.png,dog"
@@ -394,35 +448,44 @@ def test_headings(pets, head):
 
 def test_a_heading_of_unknown_words(pets):
     found = find_images(pets, csv(pets, "Pferd,Apfel\na.jpg,cat\nb.png,dog\n"))
-    assert found.tags == {"a": [0], "b": [1]} and not found.missing and found.unread == ["first line of the tags, read as headings: 'Pferd' names no picture"]
-    assert find_images(pets, csv(pets, "a,cat\nb.png,dog\n")).tags == {"a": [0], "b": [1]}      # a picture without its ending
+    assert found.tags == {"a": [0], "b": [1]}
+    assert not found.missing
+    assert found.unread == ["first line of the tags, read as headings: 'Pferd' names no picture"]
+    # a picture without its ending
+    assert find_images(pets, csv(pets, "a,cat\nb.png,dog\n")).tags == {"a": [0], "b": [1]}
     assert find_images(pets, csv(pets, "lost,cat\nb,dog\n")).missing == ["lost"]                # as all the others
 
 @pytest.mark.parametrize("tag", ["nan", "NaN", "None", "null", "N/A", "<NA>"])
 def test_holes_in_a_table(pets, tag):
     "They became a class of the pictures that nobody had tagged."
     for classes in (None, "voc"):
-        with pytest.raises(ValueError, match="a hole in a table"): find_images(pets, csv(pets, f"file,tags\na.jpg,cat\nb.png,{tag}\n"), classes)
+        with pytest.raises(ValueError, match="a hole in a table"):
+            find_images(pets, csv(pets, f"file,tags\na.jpg,cat\nb.png,{tag}\n"), classes)
 
 @pytest.mark.parametrize("tag", ["_background_", "__background__", "__ignore__", "_ignore_", "BACKGROUND"])
 def test_words_of_labelling_tools_for_no_class(pets, tag):
     with pytest.raises(ValueError, match="not 'background'"): find_images(pets, {"a.jpg": ["cat"], "b.png": [tag]})
-    with pytest.raises(ValueError, match="what has no class|differ in more than case"): ClassSet("x", ("cat", tag), ("cat", "sky"))
+    with pytest.raises(ValueError, match="what has no class|differ in more than case"):
+        ClassSet("x", ("cat", tag), ("cat", "sky"))
 
 def test_onehot_keys_that_are_numbers(pets):
     "cls_labels.npy of other repositories: 2007000032 for 2007_000032."
     for key in (2007000032, np.int32(2007000032)):
         np.save(pets.parent/"cls_labels.npy", {key: np.eye(20, dtype=np.float32)[7]}, allow_pickle=True)
-        with pytest.raises(ValueError, match="cls_labels.npy: .*2007000032.*2007_000032"): find_images(pets, pets.parent/"cls_labels.npy", "voc")
+        with pytest.raises(ValueError, match="cls_labels.npy: .*2007000032.*2007_000032"):
+            find_images(pets, pets.parent/"cls_labels.npy", "voc")
 
 def test_utf16_without_its_mark(pets):
-    with pytest.raises(ValueError, match="UTF-16"): find_images(pets, csv(pets, "a.jpg,cat\nb.png,dog".encode("utf-16-le")))
+    with pytest.raises(ValueError, match="UTF-16"):
+        find_images(pets, csv(pets, "a.jpg,cat\nb.png,dog".encode("utf-16-le")))
 
 # ---- folders that are no classes
 
 @pytest.mark.parametrize("names, says", [
-    (("train/cat/1", "train/dog/2", "val/cat/3", "val/dog/4"), "'train', 'val'.*name the folder of one part .*data/train"), (("train/1", "test/2"), "parts of a data set"),
-    (("training/cat/1",), "data/training"), (("fold1/cat/1", "fold1/dog/2", "fold2/cat/3", "fold2/dog/4"), "data/fold1"), (("cat/1", "dog/2", "test/3"), "got 'test'"),
+    (("train/cat/1", "train/dog/2", "val/cat/3", "val/dog/4"),
+    "'train', 'val'.*name the folder of one part .*data/train"), (("train/1", "test/2"), "parts of a data set"),
+    (("training/cat/1",), "data/training"), (("fold1/cat/1", "fold1/dog/2", "fold2/cat/3", "fold2/dog/4"),
+    "data/fold1"), (("cat/1", "dog/2", "test/3"), "got 'test'"),
     (("images/1", "masks/1"), "parts of a data set"), (("JPEGImages/1", "SegmentationClass/1"), "parts of a data set")])
 def test_parts_are_no_classes(tmp_path, names, says):
     "data/{train,val}/{cat,dog} trained the classes 'train' and 'val'."
@@ -430,17 +493,23 @@ def test_parts_are_no_classes(tmp_path, names, says):
     with pytest.raises(ValueError, match=says): find_images(tmp_path/"data", "folders")
 
 @pytest.mark.parametrize("names, classes, want", [
-    (("train/1", "bus/2"), None, ("bus", "train")), (("cat/train/1", "cat/val/2", "dog/train/3", "dog/val/4"), None, ("cat", "dog")), (("cat/day/1", "dog/2"), None, ("cat", "dog")),
-    (("cat/img/1", "dog/img/2"), None, ("cat", "dog")), (("valid/1", "torn/2"), None, ("torn", "valid")), (("test/1", "val/2"), "classes: [test, val]", ("test", "val"))])
+    (("train/1", "bus/2"), None, ("bus", "train")), (("cat/train/1", "cat/val/2", "dog/train/3", "dog/val/4"), None,
+    ("cat", "dog")), (("cat/day/1", "dog/2"), None, ("cat", "dog")),
+    (("cat/img/1", "dog/img/2"), None, ("cat", "dog")), (("valid/1", "torn/2"), None, ("torn", "valid")),
+    (("test/1", "val/2"), "classes: [test, val]", ("test", "val"))])
 def test_folders_that_are_classes(tmp_path, names, classes, want):
     for n in names: picture(tmp_path/"data"/f"{n}.jpg")
     if classes: (tmp_path/"c.yaml").write_text(classes)
     assert find_images(tmp_path/"data", "folders", tmp_path/"c.yaml" if classes else None).classes.classes == want
 
 def test_system_folders_are_no_classes(pets):
-    for n in ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information", ".git", ".ipynb_checkpoints"): picture(pets/n/"x.jpg")
+    for n in ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information", ".git",
+        ".ipynb_checkpoints"):
+        picture(pets/n/"x.jpg")
     found = find_images(pets, "folders")
-    assert found.classes.classes == ("garden",) and found.untagged == ["a.jpg", "b.png"] and any("'a.jpg', 'b.png'" in line for line in findings(found))
+    assert found.classes.classes == ("garden",)
+    assert found.untagged == ["a.jpg", "b.png"]
+    assert any("'a.jpg', 'b.png'" in line for line in findings(found))
     assert set(find_pictures([pets]).values()) == {"a.jpg", "b.png", "garden/a.jpg", "garden/deep/c.JPEG"}
 
 def test_counts_on_one_line(pets):
@@ -468,9 +537,13 @@ def test_broken_class_files(pets, text):
     with pytest.raises(ValueError): find_images(pets, {"a.jpg": ["cat"]}, yaml(pets, text))
 
 @pytest.mark.parametrize("text, says", [
-    ("classes: [cat, dog]\nclasses: [fox]\n", "line 2: 'classes' comes twice"), ("classes:\n- name: cat\n  prompt: cat\n  prompt: kitten\n", "line 4: 'prompt' comes twice"),
-    ("template: a {}.\nclasses: [cat]\n'template': b {}.\n", "line 3: 'template' comes twice"), ("classes: [cat, Cat]", "differ in more than case"), ("classes: [cat, ' cat']", "differ in more than case"),
-    ("classes: [traffic light, traffic  light]", "differ in more than case"), ("classes: [caf\u00e9, cafe\u0301]", "differ in more than case"), ("classes: [cat, Background]", "what has no class")])
+    ("classes: [cat, dog]\nclasses: [fox]\n", "line 2: 'classes' comes twice"),
+    ("classes:\n- name: cat\n  prompt: cat\n  prompt: kitten\n", "line 4: 'prompt' comes twice"),
+    ("template: a {}.\nclasses: [cat]\n'template': b {}.\n", "line 3: 'template' comes twice"),
+    ("classes: [cat, Cat]", "differ in more than case"), ("classes: [cat, ' cat']", "differ in more than case"),
+    ("classes: [traffic light, traffic  light]", "differ in more than case"),
+    ("classes: [caf\u00e9, cafe\u0301]", "differ in more than case"),
+    ("classes: [cat, Background]", "what has no class")])
 def test_class_files_that_lose_or_double_a_class(pets, text, says):
     "YAML's readers keep the last of two equal keys; classes that differ in case alone were two."
     with pytest.raises(ValueError, match=f"classes.yaml: .*{says}"): get_classes(yaml(pets, text))
@@ -490,20 +563,28 @@ LONG_PROMPT = "word "*30
 def test_prompts_that_become_one_text(tmp_path):
     "Two prompts over the tower's 20 tokens were cut to one text, so the two classes could never be told apart."
     classes = ClassSet("x", ("a", "b"), (LONG_PROMPT + "cup", LONG_PROMPT + "train"), ("sky",), "a {}.")
-    with pytest.raises(ValueError, match="one and the same text to CLIP, which reads 20 tokens"): build("tiny", classes=classes)
-    with pytest.raises(ValueError, match="one and the same text"): build("tiny", classes=ClassSet("x", ("a", "b"), ("big cup", "Big Cup"), ("sky",), "a {}."))
-    assert build("tiny", classes=ClassSet("x", ("a", "b"), ("cup", "cup"), ("sky",), "a {}.")).classes.n_classes == 3  # one text, as asked for; inspect says so
+    with pytest.raises(ValueError, match="one and the same text to CLIP, which reads 20 tokens"):
+        build("tiny", classes=classes)
+    with pytest.raises(ValueError, match="one and the same text"):
+        build("tiny", classes=ClassSet("x", ("a", "b"), ("big cup", "Big Cup"), ("sky",), "a {}."))
+    # one text, as asked for; inspect says so
+    assert build("tiny", classes=ClassSet("x", ("a", "b"), ("cup", "cup"), ("sky",), "a {}.")).classes.n_classes == 3
 
 def test_every_cut_prompt_is_named(tmp_path, caplog):
     clip, tokenizer = load_backbone("tiny")
     n = len(tokenizer.encode(f"a {LONG_PROMPT}cup.")) + 2
-    with caplog.at_level(logging.WARNING): model = build("tiny", classes=ClassSet("x", ("a", "b"), (LONG_PROMPT + "cup", "train"), ("sky",), "a {}."))
-    assert len(caplog.messages) == 1 and f"reads 20 tokens, its end is cut off: it has {n}" in caplog.messages[0] and "cup" in caplog.messages[0]
-    save_model(tmp_path/"m.safetensors", model, "tiny"); caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        model = build("tiny", classes=ClassSet("x", ("a", "b"), (LONG_PROMPT + "cup", "train"), ("sky",), "a {}."))
+    assert len(caplog.messages) == 1
+    assert f"reads 20 tokens, its end is cut off: it has {n}" in caplog.messages[0]
+    assert "cup" in caplog.messages[0]
+    save_model(tmp_path/"m.safetensors", model, "tiny")
+    caplog.clear()
     with caplog.at_level(logging.WARNING): load_model(tmp_path/"m.safetensors")
     assert len(caplog.messages) == 1 and "cut off" in caplog.messages[0]
     caplog.clear()
-    at_limit = next(t for t in ("cup "*k for k in range(30)) if len(tokenizer.encode(t + "cup")) == 18)  # 18 and the two ends
+    # 18 and the two ends
+    at_limit = next(t for t in ("cup "*k for k in range(30)) if len(tokenizer.encode(t + "cup")) == 18)
     with caplog.at_level(logging.WARNING): text_features(clip, tokenizer, [at_limit], "{}cup")
     assert not caplog.messages
     with caplog.at_level(logging.WARNING): tokens_of(tokenizer, [at_limit + "cup cup"])
@@ -513,12 +594,14 @@ def test_a_background_that_is_a_class(caplog):
     "A background word that is also a prompt takes the class's score away."
     tokenizer = load_backbone("tiny")[1]
     assert shared_texts(tokenizer, ["a Cup.", "a car."], ["a cup.", "a sky."]) == [("a Cup.", "a cup.")]
-    with caplog.at_level(logging.WARNING): build("tiny", classes=ClassSet("x", ("a",), ("cup",), ("sky", "cup"), "a {}."))
+    with caplog.at_level(logging.WARNING):
+        build("tiny", classes=ClassSet("x", ("a",), ("cup",), ("sky", "cup"), "a {}."))
     assert "same text as a class's" in caplog.text
 
 @pytest.mark.parametrize("command", ["train", "inspect", "pseudo"])
 def test_commands_refuse_prompts_that_become_one(mine, tmp_path, capsys, command):
-    (tmp_path/"c.yaml").write_text("template: 'a {}.'\nclasses:\n" + "".join(f"- {{name: {n}, prompt: '{LONG_PROMPT}{n}'}}\n" for n in SCENES.classes))
+    rows = "".join(f"- {{name: {n}, prompt: '{LONG_PROMPT}{n}'}}\n" for n in SCENES.classes)
+    (tmp_path/"c.yaml").write_text("template: 'a {}.'\nclasses:\n" + rows)
     assert main([command, *own(mine, "--classes", str(tmp_path/"c.yaml"), "--out", str(tmp_path/"o"))]) == 2
     assert "one and the same text" in capsys.readouterr().err
 
@@ -565,7 +648,8 @@ def test_train_says_how_long(mine, tmp_path, capsys):
     assert main(["train", *own(mine), "--iters", "3", "--set", "bs=2", "d=32", "layers=1", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     found = find_images(mine/"pics", mine/"tags.csv")
-    assert "pictures of each class: " + ", ".join(f"{n} {sum(k in t for t in found.tags.values())}" for k, n in enumerate(found.classes.classes)) in out
+    assert "pictures of each class: " + ", ".join(f"{n} {sum(k in t for t in found.tags.values())}" for k,
+        n in enumerate(found.classes.classes)) in out
     assert f"training on 16 pictures of {n_found(mine)} classes" in out and "3 iterations of 2 crops of 112 pixels, 0 visits to each picture: less than a minute" in out
     assert read_model(tmp_path/"model.safetensors")[0]["config"]["switch"] == 1 and read_model(tmp_path/"model.safetensors")[0]["classes"]["template"] == SCENES.template
 

@@ -95,9 +95,11 @@ def _check_names(names)->None:
     same = defaultdict(list)
     for name in names: same[folded(name)].append(name)
     if alike := [group for group in same.values() if len(group) > 1]:
-        raise ValueError(f"classes: expected names that differ in more than case, blanks and the way accents are stored, got {alike[0]}")
+        raise ValueError("classes: expected names that differ in more than case, blanks and the way accents are "
+                         f"stored, got {alike[0]}")
     if none := [name for name in names if is_no_class(name)]:
-        raise ValueError(f"classes: expected names of things, got {none[0]!r}, which is what has no class; leave it out")
+        raise ValueError(f"classes: expected names of things, got {none[0]!r}, which is what has no class; "
+                         "leave it out")
 
 def one_of(name:str, # as somebody wrote it
            known,    # names there are
@@ -155,7 +157,8 @@ class _OneEach(yaml.SafeLoader):
         node, seen = super().compose_mapping_node(anchor), set()
         for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
             if (key.tag, key.value) in seen:
-                raise _Twice(f"line {key.start_mark.line + 1}: {key.value!r} comes twice, and one of the two would be lost; keep one")
+                line = key.start_mark.line + 1
+                raise _Twice(f"line {line}: {key.value!r} comes twice, and one of the two would be lost; keep one")
             seen.add((key.tag, key.value))
         return node
 

@@ -99,25 +99,34 @@ def refuse_overwriting(found,            # of `find_pictures`
                        with_confidence=False # will it be, too?
     )->None:
     "A ValueError where a result would lie under the name of a picture, or of another result."
-    pictures, owners = {f.resolve(): f for f in found}, {"coco.json": "the list of all masks"} if "coco" in formats else {}
+    pictures = {f.resolve(): f for f in found}
+    owners = {"coco.json": "the list of all masks"} if "coco" in formats else {}
     for f, name in found.items():
         for kind, file in output_files(name, formats, with_confidence).items():
             if hit := pictures.get((Path(out)/file).resolve()):
                 raise ValueError(f"{hit}: the {kind} of {f} would overwrite it; expected another folder as --out")
             if (other := owners.setdefault(os.path.normcase(file), f)) != f:
-                raise ValueError(f"{f} and {other}: expected different names, both would write {file}; rename one, or leave out a format")
+                raise ValueError(f"{f} and {other}: expected different names, both would write {file}; "
+                                 "rename one, or leave out a format")
     for file in owners:
         for folder in map(str, PurePath(file).parents):
-            if folder in owners: raise ValueError(f"{owners[file]} and {owners[folder]}: {folder} would be a folder and a file; rename one, or leave out a format")
+            if folder not in owners: continue
+            raise ValueError(f"{owners[file]} and {owners[folder]}: {folder} would be a folder and a file; "
+                             "rename one, or leave out a format")
 
 def too_long(found,            # of `find_pictures`
              formats=("png",), # that will be written
              with_confidence=False # will it be, too?
     )->dict:                   # file -> why its results cannot be written
     "Pictures whose own name is legal while that of a result would be longer than a file system takes."
-    files = {f: max((PurePath(o).name for o in output_files(name, formats, with_confidence).values()), key=len, default="") for f, name in found.items()}
-    return {f: f"{f}: its result {o[:20]}...{PurePath(o).suffix} would have a name of {len(os.fsencode(o))} bytes; expected at most 255, shorten the picture's name"
-            for f, o in files.items() if len(os.fsencode(o)) > 255}
+    failed = {}
+    for f, name in found.items():
+        for path in map(PurePath, output_files(name, formats, with_confidence).values()):
+            n = len(os.fsencode(path.name))
+            if n <= 255: continue
+            failed[f] = (f"{f}: its result {path.name[:20]}...{path.suffix} would have a name of {n} bytes; "
+                         "expected at most 255, shorten the picture's name")
+    return failed
 
 # %% ../nbs/20_cli.ipynb #0ea43ad8
 def settings_of(a # parsed arguments

@@ -316,8 +316,8 @@ def _plain(ids, path):
     "Refuse IDs that would leave the folder."
     for i in ids:
         if isinstance(i, int):
-            raise ValueError(f"{path}: expected picture IDs as text, got the number {i}, as some repositories write it: 2007000032 for 2007_000032; "
-                             "replace the keys by the pictures' names without their ending")
+            raise ValueError(f"{path}: expected picture IDs as text, got the number {i}, as some repositories write "
+                             "it: 2007000032 for 2007_000032; replace the keys by the pictures' names without ending")
         if not isinstance(i, str) or not 0 < len(i.encode("utf-8", "replace")) <= 240 or i in (".", "..") or set(i) & set("/\\\0:"):
             raise ValueError(f"{path}: expected plain picture IDs without folder or drive, got {i!r}")
     return ids

@@ -247,7 +247,8 @@ def build(clip="tiny",         # as in `load_backbone`
     classes = classes if isinstance(classes, ClassSet) else get_classes(classes or cfg.classes)
     fg, bg = (text_features(model, tokenizer, words, classes.template) for words in (classes.prompts, classes.background))
     for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
-        logging.getLogger(__name__).warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), whose score it takes away; leave it out")
+        logging.getLogger(__name__).warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), "
+                                            "whose score it takes away; leave it out")
     torch.manual_seed(cfg.seed)
     return WeCLIP(tower, fg, bg, classes, cfg, decoder)
 

@@ -127,8 +127,10 @@ def output_files(file,                 # picture's path below its folder
     )->dict:                           # "png", "overlay", "polygons", "confidence" -> path below the folder of results
     "What is written for one picture, and where."
     name = stem(Path(file).as_posix())
-    files = dict(png=f"{name}.png", overlay=f"overlay/{name}.jpg", polygons=f"polygons/{name}.geojson", confidence=f"confidence/{name}.png")
-    return {kind: path for kind, path in files.items() if kind in formats or (kind == "confidence" and with_confidence)}
+    files = dict(png=f"{name}.png", overlay=f"overlay/{name}.jpg", polygons=f"polygons/{name}.geojson")
+    files = {kind: path for kind, path in files.items() if kind in formats}
+    if with_confidence: files["confidence"] = f"confidence/{name}.png"
+    return files
 
 @contextmanager
 def writer(out,                    # folder to write into
@@ -146,12 +148,14 @@ def writer(out,                    # folder to write into
                 raise ValueError(f"{name}: expected a path below the folder of pictures, got one that leads elsewhere")
             for path in (files.get(kind) for kind in ("png", "confidence")):  # of the same suffix
                 if path and (other := owners.setdefault(path, name)) != name:
-                    raise ValueError(f"{name} and {other}: expected different names, both would write {path}; rename one")
+                    raise ValueError(f"{name} and {other}: expected different names, both would write {path}; "
+                                     "rename one")
             if "png" in files: seg.save(out/files["png"])
             if "coco" in formats: to_coco(name, seg)
             if "overlay" in files: _save(out/files["overlay"], _encode(with_legend(seg), "JPEG"))
             if "polygons" in files: write_json(out/files["polygons"], geojson(seg, name), indent=None)
-            if with_confidence: _save(out/files["confidence"], _encode(Image.fromarray((255*seg.confidence).round().astype(np.uint8))))
+            if with_confidence:
+                _save(out/files["confidence"], _encode(Image.fromarray((255*seg.confidence).round().astype(np.uint8))))
         yield write
 
 def _save(path, data:bytes)->None:

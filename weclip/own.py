@@ -24,8 +24,9 @@ from .data import SegData, read_image, read_onehot
 _log = logging.getLogger(__name__)
 _NO_PICTURES = set("EPS PDF WMF MPEG BUFR GRIB HDF5 IPTC PALM".split())  # programs, documents, films, measurements
 _NO_MARK = set("TGA PCX PCD FLI ICO CUR IM MSP XBM".split())  # formats whose first bytes could be anybody's
-_OTHER_PICTURES = set(""".ai .arw .avif .avifs .cr2 .cr3 .djvu .dng .emf .eps .exr .hdr .heic .heics .heif .hif .j2c .j2k .jp2 .jpc .jpf
-.jpx .jxl .jxr .kra .nef .nrw .orf .pdf .pef .ps .psb .raf .raw .rw2 .srw .svg .svgz .wdp .webp .wmf .xcf""".split())
+_OTHER_PICTURES = set(""".ai .arw .avif .avifs .cr2 .cr3 .djvu .dng .emf .eps .exr .hdr .heic .heics .heif .hif
+.j2c .j2k .jp2 .jpc .jpf .jpx .jxl .jxr .kra .nef .nrw .orf .pdf .pef .ps .psb .raf .raw .rw2 .srw .svg .svgz
+.wdp .webp .wmf .xcf""".split())
 
 @lru_cache(maxsize=4)
 def _readable(n:int)->dict:
@@ -54,10 +55,12 @@ def _is_picture(file)->bool:
 
 
 # %% ../nbs/04b_own.ipynb #3e489b1d
-_SYSTEM = set("""thumbs.db ehthumbs.db desktop.ini .ds_store .directory .nomedia .picasa.ini picasa.ini .gitignore .gitattributes .gitkeep .keep
+_SYSTEM = set("""thumbs.db ehthumbs.db desktop.ini .ds_store .directory .nomedia .picasa.ini picasa.ini
+.gitignore .gitattributes .gitkeep .keep
 @eadir __macosx lost+found $recycle.bin #recycle #snapshot @recycle @recently-snapshot @tmp __pycache__
-.git .svn .hg .bzr .dvc .cache .idea .vscode .venv .ipynb_checkpoints .thumbnails .thumbs .xvpics .picasaoriginals .@__thumb
-.appledouble .spotlight-v100 .fseventsd .temporaryitems .documentrevisions-v100 .snapshot .snapshots .zfs""".split()) | {"system volume information", "icon\r"}
+.git .svn .hg .bzr .dvc .cache .idea .vscode .venv .ipynb_checkpoints .thumbnails .thumbs .xvpics .picasaoriginals
+.@__thumb .appledouble .spotlight-v100 .fseventsd .temporaryitems .documentrevisions-v100 .snapshot .snapshots
+.zfs""".split()) | {"system volume information", "icon\r"}
 _FOREIGN = "pictures in formats that this Pillow does not read (convert them to JPEG or PNG)"
 _CLOSED = "folders and files that may not be opened"
 _DEAD = "links that lead nowhere"
@@ -79,8 +82,12 @@ def _some(items, n=5)->str:
 def told(kinds:dict # `lost` or `other` of a `Listing`
     )->list:        # sentences
     "What is not read, counted."
-    counted = [f"{suffix} {n}x" for suffix, n in Counter(kinds.get(_OTHER, ())).most_common()]
-    return [f"{what}: {len(names)} ({_some(counted if what == _OTHER else map(repr, names))})" for what, names in kinds.items()]
+    lines = []
+    for what, names in kinds.items():
+        shown = [repr(name) for name in names]
+        if what == _OTHER: shown = [f"{suffix} {n}x" for suffix, n in Counter(names).most_common()]
+        lines.append(f"{what}: {len(names)} ({_some(shown)})")
+    return lines
 
 def _is_system(name:str)->bool:
     return name.casefold() in _SYSTEM or name.startswith(("._", ".Trash"))
@@ -135,16 +142,18 @@ def list_folder(folder,    # of pictures, perhaps with sub-folders
                 elif not what: found[file.relative_to(folder).as_posix()] = file
         waiting = sorted(links)
     lost = {what: sorted(kinds[what]) for what in (_FOREIGN, _CLOSED, _DEAD) if what in kinds}
-    return Listing(dict(sorted(found.items())), lost, {what: sorted(kinds[what]) for what in (_AGAIN, _HIDDEN, _OTHER) if what in kinds})
+    other = {what: sorted(kinds[what]) for what in (_AGAIN, _HIDDEN, _OTHER) if what in kinds}
+    return Listing(dict(sorted(found.items())), lost, other)
 
 def some_pictures(folder,         # named in the message
                   listing:Listing # of `list_folder`
     )->dict:                      # its pictures
     "Refuse a folder without pictures, and say what is in it."
     if listing.files: return listing.files
-    there = "; ".join(told(listing.lost) + told(listing.other))
-    raise FileNotFoundError(f"{folder}: expected pictures (JPEG, PNG or whatever else Pillow reads) in it or in its sub-folders, found none"
-                            + (f"; there are {there}" if there else ""))
+    lines = told(listing.lost) + told(listing.other)
+    there = f"; there are {'; '.join(lines)}" if lines else ""
+    raise FileNotFoundError(f"{folder}: expected pictures (JPEG, PNG or whatever else Pillow reads) in it or in its "
+                            f"sub-folders, found none{there}")
 
 def picture_files(folder # of pictures, perhaps with sub-folders
     )->dict:             # path below the folder, with "/" -> file; sorted
@@ -161,11 +170,13 @@ def inside(folder, # of pictures
     return Path(folder)/path
 
 # %% ../nbs/04b_own.ipynb #a4eb617c
-_FILES = """file filename files filenames filepath filepaths fname imagefile imagefilename imagepath imagename imageid imgfile imgfilename imgpath
-imgname imgid image images img imgs picture pictures picturename picturefile photo photos photoname photofile photoid pic path paths
-datei dateiname bild bildname fichier archivo sample sampleid key id ids uuid name names""".split()  # the likeliest first
-_TAGS = """tags tag classnames classname labelnames labelname categorynames categoryname labels label classes class categories category
-targets target species keywords keyword objects object annotations annotation""".split()
+_FILES = """file filename files filenames filepath filepaths fname imagefile imagefilename imagepath imagename imageid
+imgfile imgfilename imgpath imgname imgid image images img imgs picture pictures picturename picturefile
+photo photos photoname photofile photoid pic path paths datei dateiname bild bildname fichier archivo
+sample sampleid key id ids uuid name names""".split()  # the likeliest first
+_TAGS = """tags tag classnames classname labelnames labelname categorynames categoryname
+labels label classes class categories category targets target species keywords keyword
+objects object annotations annotation""".split()
 _HOLES = set("nan none null nil nat n/a na <na> #n/a #na".split())
 _BITS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
@@ -173,7 +184,8 @@ def _text(path)->str:
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a file of tags (.csv, .json or .npy), found no such file")
     try: text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e: raise ValueError(f"{path}: expected text in UTF-8, got other bytes ({e}); save it as 'CSV UTF-8'") from e
-    if text[:2000].count("\0") > 2: raise ValueError(f"{path}: expected text in UTF-8, got something that looks like UTF-16; save it as 'CSV UTF-8'")
+    if text[:2000].count("\0") > 2:
+        raise ValueError(f"{path}: expected text in UTF-8, got what looks like UTF-16; save it as 'CSV UTF-8'")
     return text
 
 def _separator(text:str)->str:
@@ -192,10 +204,12 @@ def _heading(head:list, known:list)->int|None: # column; None: there is none of 
     names = [re.sub(r"[\W_]+", "", c.casefold()) for c in head]
     return next((names.index(k) for k in known if k in names), None)
 
-def _has_suffix(cell:str)->bool: return stem(cell.replace("\\", "/")) != PurePosixPath(cell.replace("\\", "/")).as_posix()
+def _has_suffix(cell:str)->bool:
+    path = PurePosixPath(cell.replace("\\", "/")).as_posix()
+    return stem(path) != path
 
-def _hot_columns(path, head:list, body:list)->tuple: # (column of the file, columns of the classes); none: not a one-hot table
-    "Is this a table with a column of 0 and 1 for each class?"
+def _hot_columns(path, head:list, body:list)->tuple: # (column of the file, columns of the classes)
+    "Is this a table with a column of 0 and 1 for each class? If not, there are no such columns."
     rows, width = [cells for _, cells in body], range(len(head))
     if not rows or any(map(_has_suffix, head)) or any(len(r) != len(head) for r in rows): return 0, []
     bits = [sum(r[i].casefold() in _BITS for r in rows) for i in width]
@@ -204,10 +218,12 @@ def _hot_columns(path, head:list, body:list)->tuple: # (column of the file, colu
     named = [i for i in width if i != f and head[i].casefold() not in (*_BITS, "", "index", "unnamed: 0")]
     hot, tags = [i for i in named if bits[i] == len(rows)], _heading(head, _TAGS)
     if not hot or bits[f] == len(rows) > 2 or (tags is not None and (tags not in hot or len(hot) == 1)): return 0, []
-    nearly = lambda i: 2*bits[i] >= len(rows) or (any(r[i] for r in rows) and all(r[i].casefold() in {*_BITS, *_HOLES, "", "-1", "-1.0"} for r in rows))
-    if holes := [i for i in named if bits[i] < len(rows) and nearly(i)]:
-        n, cell = next((n, r[holes[0]]) for n, r in body if r[holes[0]].casefold() not in _BITS)
-        raise ValueError(f"{path}: line {n}: expected 0 or 1 in column {head[holes[0]]!r} of a one-hot table, got {cell!r}")
+    for i in set(named) - set(hot):
+        cells = [r[i].casefold() for r in rows]
+        nearly = any(cells) and {*cells} <= {*_BITS, *_HOLES, "", "-1", "-1.0"}
+        if not nearly and 2*bits[i] < len(rows): continue  # something else, such as the split
+        n, cell = next((n, r[i]) for n, r in body if r[i].casefold() not in _BITS)
+        raise ValueError(f"{path}: line {n}: expected 0 or 1 in column {head[i]!r} of a one-hot table, got {cell!r}")
     return f, hot
 
 def _onehot_rows(path, head:list, body:list, f:int, hot:list)->list:
@@ -215,25 +231,28 @@ def _onehot_rows(path, head:list, body:list, f:int, hot:list)->list:
     rows = [(cells[f], [head[i] for i in hot if _BITS[cells[i].casefold()]]) for _, cells in body]
     never = set(head[i] for i in hot) - {t for _, tags in rows for t in tags}
     left = [head[i] for i in range(len(head)) if i not in (f, *hot)]
-    _log.warning("%s: read as one-hot, a column of 0 and 1 for each class: %s%s%s", path, _some((head[i] for i in hot), 20),
-                 f"; not read: {_some(map(repr, left))}" if left else "", f"; without a picture: {_some(sorted(never))}" if never else "")
+    line = f"read as one-hot, a column of 0 and 1 for each class: {_some((head[i] for i in hot), 20)}"
+    if left: line += f"; not read: {_some(map(repr, left))}"
+    if never: line += f"; without a picture: {_some(sorted(never))}"
+    _log.warning("%s: %s", path, line)
     return rows
 
-def _columns(path, head:list, body:list, sep:str)->tuple: # (column of the file, column of the tags, width, is `head` a heading?)
-    "Which columns to read, from the first line."
+def _columns(path, head:list, body:list, sep:str)->tuple: # (column of files, of tags, width, is `head` a heading?)
+    "Which columns to read, from the first line. A lone word such as object may be a heading or a tag."
     f, t = _heading(head, _FILES), _heading(head, _TAGS)
-    named = f is not None or all(_has_suffix(cells[t == 0]) for _, cells in body if len(cells) > 1)  # a lone "object" may be a tag
+    named = f is not None or all(_has_suffix(cells[t == 0]) for _, cells in body if len(cells) > 1)
     if any(map(_has_suffix, head)) or (f, t) == (None, None) or not named or len(head) < 2: return 0, 1, 2, False
     if sep == ";" and (f, t) == (0, None): return 0, 1, len(head), True
     if len(head) == 2: f, t = (1 - t, t) if f is None else (f, 1 - f)
     if f is None or t is None:
-        raise ValueError(f"{path}: expected a column of files and one of tags (file,tags), or one-hot columns of 0 and 1 alone, got the columns {head}")
+        raise ValueError(f"{path}: expected a column of files and one of tags (file,tags), or one-hot columns of 0 "
+                         f"and 1 alone, got the columns {head}")
     if len(head) > 2: _log.warning("%s: columns %r and %r are read, the others are not", path, head[f], head[t])
     if sep == ";" and t < len(head) - 1:
         raise ValueError(f"{path}: expected the tags in the last column where ; separates columns, got {head}")
     return f, t, len(head), True
 
-def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";", or one-hot: file and a column of 0 and 1 for each class
+def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";"; or file and a column of 0 and 1 for each class
     )->list:      # (name, tags as written) of each line
     "Rows of a CSV."
     text = _text(path)
@@ -247,11 +266,17 @@ def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";", or one-hot: 
     else: f, t, width, headed = _columns(path, head, body, sep)
     for n, cells in lines[headed:]:
         if sep != ";" and len(cells) > width:
-            raise ValueError(f"{path}: line {n}: expected {width} columns, got {len(cells)}: {cells}; separate tags with ; and put names that "
-                             f"hold a {sep!r} in quotes; a one-hot table needs a line of headings, and 0 or 1 in each cell")
-        if f >= len(cells) or not cells[f]: raise ValueError(f"{path}: line {n}: expected the name of a picture, got {cells}")
+            raise ValueError(f"{path}: line {n}: expected {width} columns, got {len(cells)}: {cells}; separate tags with ; "
+                             f"and put names that hold a {sep!r} in quotes; a one-hot table needs a line of headings, "
+                             "and 0 or 1 in each cell")
+        if f >= len(cells) or not cells[f]:
+            raise ValueError(f"{path}: line {n}: expected the name of a picture, got {cells}")
     if hot: return _onehot_rows(path, head, body, f, hot)
-    return [(cells[f], [x.strip() for x in ";".join(cells[t:] if sep == ";" else cells[t:t+1]).split(";") if x.strip()]) for _, cells in lines[headed:]]
+    rows = []
+    for _, cells in lines[headed:]:
+        tags = cells[t:] if sep == ";" else cells[t:t+1]
+        rows.append((cells[f], [x.strip() for x in ";".join(tags).split(";") if x.strip()]))
+    return rows
 
 def rows_json(path # of {"file": ["tag", ...], ...} in UTF-8
     )->list:       # (name, tags as written) of each entry
@@ -284,9 +309,10 @@ def spellings(written:Counter, # tag as written -> times
     for n in names: known[folded(n)].append(n)
     meant = {t: [t] if t in names else known.get(folded(t), []) for t in written}
     if lost := {t: written[t] for t, ns in meant.items() if len(ns) != 1}:
+        holes = any(folded(t) in _HOLES for t in lost)
         near = {t: "".join(f", nearest: {m!r}" for m in get_close_matches(t, names, 1, .5)) for t in lost}
         raise ValueError(f"{where}: expected tags among the {len(names)} classes, got {_some(f'{t!r} ({n}x{near[t]})' for t, n in lost.items())}; "
-                         "mend them or add them to the class list" + (_HOLE if any(folded(t) in _HOLES for t in lost) else ""))
+                         f"mend them or add them to the class list{_HOLE if holes else ''}")
     return {t: ns[0] for t, ns in meant.items()}
 
 def _check_tags(same, where)->None:
@@ -299,8 +325,10 @@ def _check_tags(same, where)->None:
             raise ValueError(f"{where}: tag {t!r}: expected the name of a class in printable characters, not 'background', which is what has no tag")
         if folded(t) in _HOLES: raise ValueError(f"{where}: tag {t!r}: expected the name of a class{_HOLE}")
     if tags and all(re.fullmatch(r"[-+]?\d+(\.\d*)?", t) for t in tags):
-        raise ValueError(f"{where}: expected names of classes, got nothing but numbers ({_some(map(repr, sorted(tags)))}); a column of 0 and 1 for a class "
-                         "(one-hot) needs a line of headings with the class's name; classes called by numbers need a class list")
+        shown = _some(map(repr, sorted(tags)))
+        raise ValueError(f"{where}: expected names of classes, got nothing but numbers ({shown}); a column of 0 and 1 "
+                         "for a class (one-hot) needs a line of headings with the class's name; "
+                         "classes called by numbers need a class list")
 
 # %% ../nbs/04b_own.ipynb #2c63e9f5
 class Found(NamedTuple):
@@ -345,26 +373,29 @@ def _match(folder, name:str, files:dict, indices:list):
     file = inside(folder, name)
     rel = file.relative_to(folder).as_posix()
     if rel in files: return rel
-    cures = ("write the ending, too", "their letters are the same, stored in two ways (Unicode NFC and NFD), rename one", "write the ending, too")
-    for key, index, cure in zip((rel, _composed(rel), _composed(rel)), indices, cures):
+    ending = "write the ending, too"
+    letters = "their letters are the same, stored in two ways (Unicode NFC and NFD), rename one"
+    for key, index, cure in zip((rel, _composed(rel), _composed(rel)), indices, (ending, letters, ending)):
         same = index.get(key, [])
         if len(same) > 1: raise ValueError(f"{name!r}: expected one picture, found {_some(same)}; {cure}")
         if same: return same[0]
     return rel if os.path.isfile(file) or os.path.islink(file) and not os.path.isdir(file) else None
 
-def _rows_and_pictures(folder, rows:list, files:dict)->tuple: # ({path: [tags of each row]}, missing names, sentence about a heading)
+def _rows_and_pictures(folder, rows:list, files:dict)->tuple: # ({path: [tags of each row]}, missing names, sentences)
     "Rows of tags by the pictures that they name."
     indices, named, missing, said = _indices(files), defaultdict(list), [], []
     for name, tags in rows:
         rel = _match(folder, name, files, indices)
         if rel is None: missing.append(name)
         else: named[rel].append(tags)
-    if missing and missing[0] == rows[0][0] and not _has_suffix(rows[0][0]) and all(_has_suffix(name) for name, _ in rows[1:]):
+    first = missing[0] if missing and missing[0] == rows[0][0] else None
+    if first and not _has_suffix(first) and all(_has_suffix(name) for name, _ in rows[1:]):
         said.append(f"first line of the tags, read as headings: {missing.pop(0)!r} names no picture")
     return named, missing, said
 
 _SPLITS = set("train trn training val valid validation test tst testing trainval train_val dev eval evaluation".split())
-_PARTS = _SPLITS | set("images image imgs img pictures photos masks labels annotations jpegimages segmentationclass segmentationclassaug imagesets".split())
+_PARTS = _SPLITS | set("""images image imgs img pictures photos masks labels annotations
+jpegimages segmentationclass segmentationclassaug imagesets""".split())
 
 def _check_class_folders(folder, files, known=())->None:
     "Refuse sub-folders that are parts of a data set rather than classes."
@@ -376,18 +407,21 @@ def _check_class_folders(folder, files, known=())->None:
     parts = [t for t in tops if t.casefold() in _PARTS]
     alone = [t for t in tops if t.casefold() in _SPLITS - {"train", "valid", "dev"} and folded(t) not in known]
     below = next(iter(tops.values()))
-    alike = nested and len(tops) > 1 and len(below) > 1 and not below <= _PARTS and all(subs == below for subs in tops.values())
+    alike = nested and len(tops) > 1 and all(subs == below for subs in tops.values())
+    alike = alike and len(below) > 1 and not below <= _PARTS
     if alike or (len(parts) == len(tops) and (nested or len(tops) > 1)): alone = list(tops)
     if not alone: return
     first = next((t for t in alone if t.casefold().startswith("tr")), alone[0])
-    raise ValueError(f"{folder}: expected a sub-folder for each class, got {_some(map(repr, alone))}, by their names or contents parts of a data set; "
-                     f"name the folder of one part ({Path(folder)/first}), or, if these are your classes, list them (--classes)")
+    raise ValueError(f"{folder}: expected a sub-folder for each class, got {_some(map(repr, alone))}, by their names "
+                     "or contents parts of a data set; name the folder of one part "
+                     f"({Path(folder)/first}), or, if these are your classes, list them (--classes)")
 
 def _empty_folders(folder, files)->list: # a sentence, if there are some
     "Sub-folders that become no class, as none of their pictures is read."
     tops = {f.split("/")[0] for f in files if "/" in f}
-    empty = sorted(d.name for d in Path(folder).iterdir() if d.is_dir() and d.name not in tops and not d.name.startswith(".") and not _is_system(d.name))
-    return [f"sub-folders without pictures of their own, no classes: {len(empty)} ({_some(map(repr, empty))})"] if empty else []
+    subs = sorted(d.name for d in Path(folder).iterdir() if d.is_dir())
+    empty = [repr(d) for d in subs if d not in tops and not d.startswith(".") and not _is_system(d)]
+    return [f"sub-folders without pictures of their own, no classes: {len(empty)} ({_some(empty)})"] if empty else []
 
 def find_images(folder,      # of pictures, perhaps with sub-folders
                 tags,        # as in `read_rows`
@@ -411,8 +445,10 @@ def find_images(folder,      # of pictures, perhaps with sub-folders
     if len(images) < len(tagged):
         clash = _some(r for r in tagged if images[stem(r)] != folder/r)
         raise ValueError(f"{folder}: pictures that differ only in the ending would share a mask: {clash}; rename them")
-    return Found(classes, images, {stem(r): t for r, t in tagged.items()}, sorted({*files, *named} - set(tagged)), missing,
-                 sorted(r for r, tss in named.items() if len(tss) > 1), {t: (c, written[t]) for t, c in meant.items() if t != c},
+    twice = sorted(r for r, tss in named.items() if len(tss) > 1)
+    respelt = {t: (c, written[t]) for t, c in meant.items() if t != c}
+    untagged = sorted({*files, *named} - set(tagged))
+    return Found(classes, images, {stem(r): t for r, t in tagged.items()}, untagged, missing, twice, respelt,
                  said + told(listing.lost) + told(listing.other))
 
 def _check_any(folder, named, missing, files, where)->None:
@@ -432,7 +468,8 @@ def findings(found:Found # of `find_images`
     kinds = {"pictures without a tag, left out": map(repr, found.untagged), "named files that are not there, left out": map(repr, found.missing),
              "pictures named more than once, tags put together": map(repr, found.twice), "tags that differ from their class in case or blanks": respelt,
              "classes without a picture": [found.classes.classes[k] for k in lost]}
-    return [f"{what}: {len(items)} ({_some(items)})" for what, given in kinds.items() if (items := list(given))] + found.unread
+    lines = [f"{what}: {len(items)} ({_some(items)})" for what, given in kinds.items() if (items := list(given))]
+    return lines + found.unread
 
 def class_counts(data:SegData, # with tags
                  most=20       # classes to name
