@@ -11,7 +11,7 @@ from weclip.classes import SCENES, VOC, ClassSet
 from weclip.cli import main
 from weclip.config import preset
 from weclip.data import SegData, open_data, read_mask, save_mask
-from weclip.infer import DROP, dense_crf, evaluate, evaluation_hours, multi_scale_logits, network_input, predict, predict_stream, rivals
+from weclip.infer import DROP, as_rgb, dense_crf, evaluate, evaluation_hours, multi_scale_logits, network_input, predict, predict_stream, rivals
 from weclip.metrics import confusion, mean_iou
 from weclip.model import load_model, load_released
 from weclip.scenes import draw_split
@@ -100,6 +100,13 @@ def test_hours_are_told_though_the_few_tried_hold_no_object(tmp_path):
     evaluate(Toy(), data, modes=("single",), progress=False)
     save_mask(files[1]["p7"], np.zeros(read_mask(files[1]["p7"], 3).shape, np.uint8))
     with pytest.raises(ValueError, match="any of the 8 masks"): evaluate(None, data, progress=False)  # before a model is asked
+
+def test_deep_pillow_images_are_not_white():
+    "Pillow's own conversion cuts every value above 255, so that a picture of 16 bits was white."
+    deep = np.array([[0, 256, 40000, 65535]], np.uint16)
+    assert as_rgb(Image.fromarray(deep))[0, :, 0].tolist() == [0, 1, 156, 255]
+    assert as_rgb(Image.fromarray(deep.astype(np.int32)//16))[0, :, 0].tolist() == [0, 1, 156, 255]  # 12 bits
+    with pytest.raises(ValueError, match="no known range"): as_rgb(Image.fromarray(deep.astype(np.float32)))
 
 def test_single_without_scale_one():
     data = [(k, p, np.indices(p.shape[:2]).sum(0) % 3) for k, p in pictures(3)]  # every class, or IoU is NaN

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from .config import Config
-from .data import NoObject, SegData, check_objects, no_object, preprocess, read_image, save_mask
+from .data import NoObject, SegData, _rgb, check_objects, no_object, preprocess, read_image, save_mask
 from .machine import Processes
 from .metrics import confusion, scores
 
@@ -150,7 +150,9 @@ def as_rgb(image # path, Pillow image, or array (H, W, 3) or (H, W) uint8
     )->np.ndarray: # (H, W, 3) uint8
     "Any kind of picture as an array."
     if isinstance(image, (str, Path)): return read_image(image)
-    a = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    deep = isinstance(image, Image.Image) and (image.mode == "F" or image.mode.startswith("I"))  # Pillow would cut all to 255
+    if isinstance(image, Image.Image): image = _rgb(image, (0, False), "image") if deep else image.convert("RGB")
+    a = np.array(image)
     if a.ndim == 2: a = np.stack([a]*3, -1)
     if a.ndim != 3 or a.shape[2] != 3 or a.dtype != np.uint8 or not a.size:
         raise ValueError(f"image: expected (H, W, 3) or (H, W) uint8, got {a.shape} {a.dtype}")
