@@ -73,6 +73,25 @@ def test_predict_and_inspect_survive_it_too(mine, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path/"look"/"inspect.json").read_text(encoding="utf-8"))["classes"][1]["name"] == "Łódź" and len(list((tmp_path/"look"/"cams").iterdir())) == 2
 
+def test_every_command_prints_on_a_terminal_with_few_letters(root, mine, tmp_path, monkeypatch):
+    "Signs such as ≥ in the report of `bench`, and folders with names of all alphabets; in `data`, `tables`, `bench`, `demo`, `hub`, `scenes`, `pseudo` and `train`."
+    out, raw = tmp_path/"Łódź-猫", io.BytesIO()
+    monkeypatch.setattr(cli, "bench", lambda **kw: {}); monkeypatch.setattr(cli, "report", lambda r: "a ≥ b")
+    monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"é"))
+    train = [str(root), "--train-split", "train", *TINY, *FAST]
+    commands = (["bench"], ["data", "voc", str(root), "--check"], ["tables", "table4", "--dry-run", "--out", str(out), "--results", str(out)], ["scenes", "--train", "1", "--val", "0", "--out", str(out/"s")],
+                ["hub", "--checkpoint", str(mine/"model.safetensors"), "--out", str(out/"h")], ["pseudo", str(root), "--train-split", "val", *TINY, "--out", str(out/"p")],
+                ["train", *train, "--out", str(out/"t")], ["demo", "--train", "2", "--val", "1", "--out", str(out/"d"), "--no-crf", *FAST])
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # few pictures are drawn here
+    for args in commands:
+        narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", narrow)
+        assert main(args) in (0, 1), args
+        raw.write(narrow.buffer.getvalue())
+    said = raw.getvalue()
+    assert b"a \\u2265 b" in said and said.count(b"\\u0141\\xf3d\\u017a") >= 5
+    assert all((out/n).exists() for n in ("s/scenes.json", "h/README.md", "p", "t/model.safetensors", "d/results.json"))
+
 def closed_pipe(args):
     "A command whose reader is gone: status and standard error."
     r, w = os.pipe()

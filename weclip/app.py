@@ -14,6 +14,7 @@ from PIL import Image
 
 from .classes import SCENES
 from .data import read_image
+from .machine import whole_file
 from .model import WeCLIP
 from .par import upsample_cam
 from .pseudo import preview
@@ -69,11 +70,10 @@ def answer(model:WeCLIP, # trained
 def examples(folder=None # where pictures are kept; None: in the user's cache folder
     )->list:             # [file, tags] each
     "Drawn scenes to begin with."
-    folder = Path(folder or cache_dir()/"app"); folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    folder, rows = Path(folder or cache_dir()/"app"), []
     for seed in EXAMPLES:
         scene, path = draw_scene(seed), folder/f"scene{seed}.png"
-        Image.fromarray(scene.img).save(path)
+        with whole_file(path) as part: Image.fromarray(scene.img).save(part)
         rows.append([str(path), sorted({name for name, _ in scene.objects})])
     return rows
 
