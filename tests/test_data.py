@@ -153,6 +153,13 @@ def test_bits_that_the_file_states(tmp_path, caplog):
     (tmp_path/"stretched.png").write_bytes(png(dark//16*16, (b"sBIT", b"\x0c")))  # as the format asks for: 1000 is 992/65535
     assert read_image(tmp_path/"stretched.png").max() == 992//256 and not caplog.records
 
+def test_pixels_packed_in_twelve_bits(tmp_path, caplog):
+    "BitsPerSample 12: two pixels, 4095 and 2048, in three bytes."
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 3)]
+    ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", k, 3, 1, v) for k, v in tags) + bytes(4)
+    (tmp_path/"x.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + ifd + b"\xff\xf8\x00")
+    assert len(ifd) == 114 and read_image(tmp_path/"x.tif")[0, :, 0].tolist() == [255, 128] and not caplog.records
+
 def test_a_tag_that_says_nothing_is_no_reason_to_refuse(tmp_path, caplog):
     Image.fromarray(ramp(12)).save(tmp_path/"x.tif", tiffinfo={281: 65535})
     assert read_image(tmp_path/"x.tif").max() == 255 and "4095" in caplog.text

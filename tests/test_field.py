@@ -499,6 +499,13 @@ def test_polygons_that_cannot_be_drawn(polygon, says):
 
 # ---- the test server
 
+def test_a_packed_mask_goes_by_its_colours(tmp_path):
+    "With its palette sorted anew, person went to the server as aeroplane."
+    from weclip.field import _entry
+    ids = np.zeros((6, 8), np.uint8); ids[2:5, 1:4] = 15
+    Image.fromarray(voc_palette()[ids]).quantize(256, dither=0).save(tmp_path/"q.png")
+    assert np.array_equal(np.asarray(Image.open(_entry(tmp_path/"q.png", "a/q.png")[1])), ids)
+
 @pytest.fixture
 def test_set(tmp_path):
     "1,456 small pictures and their masks."

@@ -160,7 +160,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
     "Train the decoder for `model.cfg.iters` iterations, §4.2."
     cfg, out, first, device = model.cfg, Path(out), ranks.rank == 0, next(model.decoder.parameters()).device
     opt, scaler, ckpt, progress = optimiser(model, cfg), loss_scaler(model), out/"checkpoint.pt", progress and first
-    if data.masks is not None and (cfg.supervised or loss is not weak_loss): check_objects(data)
+    if getattr(data, "masks", None) is not None and (cfg.supervised or loss is not weak_loss): check_objects(data)
     start, history = _begin(ckpt, model, opt, scaler, resume, ranks)
     if ranks.size > 1:
         model.decoder.drop, loss = RowsDropout(cfg.dropout, ranks), partial(loss, whole=partial(summed, ranks=ranks))
