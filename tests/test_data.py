@@ -627,3 +627,17 @@ def test_voc_masks_survive_a_round_trip(tmp_path):
     src = next((DATA/"VOCdevkit"/"VOC2012"/"SegmentationClassAug").glob("*.png"))
     ids = read_mask(src, 21); save_mask(tmp_path/"m.png", ids)
     np.testing.assert_array_equal(read_mask(tmp_path/"m.png", 21), ids)
+
+
+@pytest.mark.parametrize("behind", [0, 255], ids=["zeros", "white"])
+def test_what_stands_behind_the_classes_says_nothing(tmp_path, behind):
+    "A palette filled up with zeros made 255 the background, because its colour is black."
+    palette = np.full((256, 3), behind, np.uint8)
+    palette[:21] = voc_palette()[:21]
+    ids = np.zeros((4, 8), np.uint8)
+    ids[:, 2:4] = 15
+    ids[:, 5] = 255
+    im = Image.fromarray(ids)
+    im.putpalette(palette.tobytes())
+    im.save(tmp_path/"m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path/"m.png", 21), ids)

@@ -1,5 +1,5 @@
 """Somebody's own pictures: every form of tags, every way to get them wrong, and the commands that read them."""
-import json, logging, os, random, unicodedata
+import json, logging, os, random, re, unicodedata
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -750,3 +750,60 @@ def test_coco_photographs_and_a_csv(tmp_path):
     assert all(tuple(s.img.shape) == (3, 320, 320) and s.tags for s in data)
     coco = find_images(folder, tmp_path/"tags.csv", "coco")
     assert coco.classes == get_classes("coco") and coco.images == data.images and not coco.respelt
+
+
+# ---- what a reader with other people's folders and tables met
+
+@pytest.mark.parametrize("folders", [("train2017/a", "val2017/b"), ("train/a", "test1/b"), ("seg_train/cat/a", "seg_test/cat/b"), ("train_images/a", "test_images/b"),
+                                     ("training_set/cat/a", "training_set/dog/a", "test_set/b"), ("JPEGImages/a", "SegmentationClass/b", "SegmentationObject/c")])
+def test_parts_of_published_sets_are_no_classes(tmp_path, folders):
+    "Only the bare words train, val and test were known, so the classes 'train2017' and 'val2017' were trained."
+    for name in folders: picture(tmp_path/f"{name}.jpg")
+    with pytest.raises(ValueError, match="parts of a data set"): find_images(tmp_path, "folders")
+
+def test_a_folder_between_is_no_class(tmp_path):
+    "archive/{train,val}/{cat,dog} trained one class called archive."
+    for name in ("archive/train/cat/a", "archive/val/cat/b"): picture(tmp_path/f"{name}.jpg")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path/"archive"/"train"))): find_images(tmp_path, "folders")
+
+@pytest.mark.parametrize("names", [("bird", "car", "train"), ("train", "bus"), ("valid", "invalid"), ("test tube", "flask")])
+def test_classes_that_sound_like_parts(tmp_path, names):
+    for name in names: picture(tmp_path/name/"1.jpg")
+    assert find_images(tmp_path, "folders").classes.classes == tuple(sorted(names))
+
+def test_classes_by_year_are_told_both_ways_out(tmp_path):
+    for c in ("cat", "dog"):
+        for year in ("2023", "2024"): picture(tmp_path/c/year/"1.jpg")
+    with pytest.raises(ValueError, match="hold the same sub-folders .*list them .--classes.*name one folder"): find_images(tmp_path, "folders")
+    classes = ClassSet("pets", ("cat", "dog"), ("cat", "dog"), ("sky",))
+    assert find_images(tmp_path, "folders", classes).classes.classes == ("cat", "dog")
+
+@pytest.mark.parametrize("table", ["filename,animal,difficult\na.jpg,cat,0\nb.jpg,dog,1\n", "file,breed,fold\na.jpg,pug,0\nb.jpg,lab,1\n",
+                                   "file,emotion,usage,is_test\na.jpg,joy,x,0\nb.jpg,fear,y,1\n",
+                                   "Image Index,Finding Labels,Follow-up,Patient ID\na.jpg,Mass,0,1\nb.jpg,Hernia,1,0\n",
+                                   "filename,xmin,ymin,xmax,ymax,kind\na.jpg,0,0,1,1,cat\nb.jpg,0,1,1,1,dog\n"])
+def test_a_column_of_words_is_not_passed_over(tmp_path, table):
+    "Where the tag column had a word of its own, the 0/1 column beside it became the only class."
+    (tmp_path/"t.csv").write_text(table)
+    with pytest.raises(ValueError, match="columns"): rows_csv(tmp_path/"t.csv")
+
+def test_onehot_columns_may_be_called_0_and_1(tmp_path):
+    (tmp_path/"t.csv").write_text("image,0,1,2\na.jpg,1,0,0\nb.jpg,0,1,1\n")
+    assert rows_csv(tmp_path/"t.csv") == [("a.jpg", ["0"]), ("b.jpg", ["1", "2"])]
+
+@pytest.mark.parametrize("table", ["filename,split,cat,dog\na.jpg,train,1,0\nb.jpg,val,0,1\n", "filename,width,height,cat,dog\na.jpg,640,480,1,0\nb.jpg,320,240,0,1\n"])
+def test_onehot_beside_facts_of_the_picture(tmp_path, table):
+    (tmp_path/"t.csv").write_text(table)
+    assert rows_csv(tmp_path/"t.csv") == [("a.jpg", ["cat"]), ("b.jpg", ["dog"])]
+
+def test_a_list_as_a_program_writes_it_is_no_tag(tmp_path):
+    picture(tmp_path/"a.jpg"); (tmp_path/"t.csv").write_text("file,tags\na.jpg,['cat']\n")
+    with pytest.raises(ValueError, match="cat;dog"): find_images(tmp_path, tmp_path/"t.csv")
+
+def test_a_ragged_table_names_its_line(tmp_path):
+    (tmp_path/"t.csv").write_text("image,cat,dog\na.jpg,1,0\nb.jpg,1\n")
+    with pytest.raises(ValueError, match="line 3 has 2 cells instead of 3"): rows_csv(tmp_path/"t.csv")
+
+def test_two_classes_of_one_prompt_are_refused():
+    "They had one and the same text feature, and nobody was told."
+    with pytest.raises(ValueError, match="'pet'"): build("tiny", classes=ClassSet("x", ("cat", "dog"), ("pet", "pet"), ("sky",), "a {}."))

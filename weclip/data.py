@@ -29,7 +29,7 @@ from .machine import whole_file
 # %% ../nbs/04_data.ipynb #d613c1c5
 _log = logging.getLogger(__name__)
 IGNORE_INDEX = 255  # mask value of pixels that are neither trained on nor scored
-_DEPTHS = (8, 10, 12, 14, 16)  # bits of a pixel that cameras write
+_DEPTHS = (8, 10, 12, 14, 15, 16)  # bits of a pixel that cameras write
 _SAID:dict = {}  # kind of a warning -> files it was given for
 
 def _say(kind, file, line, most=20):
@@ -75,7 +75,7 @@ def _bits(deep, said, path)->int:
     if bits and top < 2**bits: return max(8, bits)
     if top > 65535: raise ValueError("32-bit pixels have no known range; save it with 8 bits")
     bits = next(b for b in _DEPTHS if top < 2**b) if top >= 128 else 16
-    if 0 < top < 2**14:
+    if 0 < top < 2**15:
         taken = "a black picture" if top < 128 else f"a picture of {bits} bits"
         _say("bits", path, f"its largest value is {top} of 65535: taken for {taken}; save it with 8 bits to be sure")
     return bits
@@ -132,7 +132,9 @@ def _deep_colours(im, said, path):
     "Colours with 16 bits that fill no more than 14 of them."
     high = np.asarray(im).astype(np.int32)
     try: deep = 256*high + _low_bytes(path)
-    except (ValueError, OSError): deep = 256*high + 255*(high > 0)  # grey with transparency, which Pillow knows in one order alone
+    except (ValueError, OSError):  # grey with transparency, which Pillow knows in one order alone
+        deep = 256*high + 255*(high > 0)
+        _say("bits", path, "of grey with transparency in 16 bits only the upper eight can be read; save it with 8 bits")
     parts = [_to8(deep[..., :3], said, path)]
     if im.mode == "RGBA": parts.append(_to8(deep[..., 3:], said if deep[..., 3].max() < 2**14 else (16, False), path))
     return Image.fromarray(np.concatenate(parts, -1))
@@ -213,6 +215,8 @@ _AS_GREY = "if the bytes are the class ids, save them without colours: Image.fro
 def _by_colour(pal, used, n_classes, own, path):
     "None where the bytes of a palette PNG are class ids, or the id of each byte, by its colour."
     known, allowed, has = [p for p in (own, voc_palette()) if p is not None], {*range(n_classes), IGNORE_INDEX}, used[used < len(pal)]
+    in_order = len(pal) >= n_classes and any((pal[:n_classes] == p[:n_classes]).all() for p in known)
+    if in_order: return None  # what somebody put behind the classes (zeros, white) says nothing
     if any((pal[has] == p[has]).all() for p in known) or (pal == pal[0]).all() and (len(pal) > 1 or not pal.any()): return None
     if n_classes < 200 and len(pal) == 256 and (pal[n_classes:] == voc_palette()[n_classes:]).all():  # VOC's, with colours of somebody's own in front
         foreign = {tuple(c) for c in voc_palette().tolist()}

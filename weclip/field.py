@@ -294,6 +294,8 @@ def _region(ann, hw):
     if isinstance(seg, (list, tuple)):
         seg = _polygons(seg, hw)
         seg = rle.merge(rle.frPyObjects(seg, *hw)) if seg else dict(size=list(hw), counts=[hw[0]*hw[1]])
+    if not isinstance(seg, dict) or not {"counts", "size"} <= set(seg):
+        raise ValueError(f"segmentation: expected polygons or run lengths (counts, size), got {seg!r:.60}")
     if isinstance(seg["counts"], list): seg = rle.frPyObjects(seg, *seg["size"])
     if tuple(seg["size"]) != tuple(hw): raise ValueError(f"run lengths of {seg['size'][1]}x{seg['size'][0]} pixels")
     region = rle.decode(seg)

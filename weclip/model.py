@@ -245,6 +245,8 @@ def build(clip="tiny",         # as in `load_backbone`
         logging.getLogger(__name__).warning(f"n_feats: the decoder reads {cfg.n_feats} of this tower's {tower.n_blocks} blocks; "
                                             f"preset(..., n_blocks={tower.n_blocks}, patch={tower.patch}) is made for it")
     classes = classes if isinstance(classes, ClassSet) else get_classes(classes or cfg.classes)
+    twice = sorted({p for p in classes.prompts if classes.prompts.count(p) > 1})
+    if twice: raise ValueError(f"prompts: expected another one for each class, got {twice} for more than one")
     fg, bg = (text_features(model, tokenizer, words, classes.template) for words in (classes.prompts, classes.background))
     for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
         logging.getLogger(__name__).warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), "

@@ -215,7 +215,8 @@ def _hot_columns(path, head:list, body:list)->tuple: # (column of the file, colu
     bits = [sum(r[i].casefold() in _BITS for r in rows) for i in width]
     f = _heading(head, _FILES)
     f = next((i for i in width if bits[i] < len(rows)), 0) if f is None else f
-    named = [i for i in width if i != f and head[i].casefold() not in (*_BITS, "", "index", "unnamed: 0")]
+    no_names = ("", "index", "unnamed: 0", *(_BITS if _heading(head, _FILES) is None else ()))  # 0 may be data, or a class
+    named = [i for i in width if i != f and head[i].casefold() not in no_names]
     hot, tags = [i for i in named if bits[i] == len(rows)], _heading(head, _TAGS)
     if not hot or bits[f] == len(rows) > 2 or (tags is not None and (tags not in hot or len(hot) == 1)): return 0, []
     for i in set(named) - set(hot):
@@ -224,7 +225,22 @@ def _hot_columns(path, head:list, body:list)->tuple: # (column of the file, colu
         if not nearly and 2*bits[i] < len(rows): continue  # something else, such as the split
         n, cell = next((n, r[i]) for n, r in body if r[i].casefold() not in _BITS)
         raise ValueError(f"{path}: line {n}: expected 0 or 1 in column {head[i]!r} of a one-hot table, got {cell!r}")
+    _refuse_both(path, head, rows, hot, set(named) - set(hot))
     return f, hot
+
+_BOX = re.compile(r"(x|y|left|right|top|bottom)_?(min|max|[012])?|region_.*|b?box.*|width|height", re.I)
+
+def _refuse_both(path, head:list, rows:list, hot:list, others)->None:
+    "Refuse columns of 0 and 1 beside a column of words, which may be the tags, and tables of boxes."
+    boxes = [h for h in head if _BOX.fullmatch(h)]
+    if len(boxes) > 2 or any(h.casefold().startswith("region_") for h in boxes):
+        raise ValueError(f"{path}: expected a line for each picture (file,tags), got a table of boxes, with the columns {boxes}")
+    words = [head[i] for i in sorted(others) if not any(re.fullmatch(r"[-+.\d]*", r[i]) for r in rows)
+             and not {r[i].casefold() for r in rows} <= _SPLITS]
+    tagged = [w for w in words if set(re.findall(r"[a-z]+", w.casefold())) & {*_TAGS}]
+    if tagged or (words and len(hot) == 1):
+        raise ValueError(f"{path}: expected either tags or columns of 0 and 1, got words in {words} and 0 or 1 in "
+                         f"{[head[i] for i in hot]}; call the column of tags 'tags', or keep the file and the classes alone")
 
 def _onehot_rows(path, head:list, body:list, f:int, hot:list)->list:
     "Names and tags of a one-hot table."
@@ -245,8 +261,9 @@ def _columns(path, head:list, body:list, sep:str)->tuple: # (column of files, of
     if sep == ";" and (f, t) == (0, None): return 0, 1, len(head), True
     if len(head) == 2: f, t = (1 - t, t) if f is None else (f, 1 - f)
     if f is None or t is None:
+        ragged = next((f"; line {n} has {len(cells)} cells instead of {len(head)}" for n, cells in body if len(cells) != len(head)), "")
         raise ValueError(f"{path}: expected a column of files and one of tags (file,tags), or one-hot columns of 0 "
-                         f"and 1 alone, got the columns {head}")
+                         f"and 1 alone, got the columns {head}{ragged}")
     if len(head) > 2: _log.warning("%s: columns %r and %r are read, the others are not", path, head[f], head[t])
     if sep == ";" and t < len(head) - 1:
         raise ValueError(f"{path}: expected the tags in the last column where ; separates columns, got {head}")
@@ -321,14 +338,16 @@ def _check_tags(same, where)->None:
     for t in tags:
         if "," in t or "|" in t:
             raise ValueError(f"{where}: tag {t!r}: expected ; between tags (a class whose name holds , or | needs a class list)")
+        if t[:1] in ("[", "{", "("):
+            raise ValueError(f"{where}: tag {t!r}: expected tags with ; between them (cat;dog), got a list as a program writes it")
         if not t or not t.isprintable() or is_no_class(t):
             raise ValueError(f"{where}: tag {t!r}: expected the name of a class in printable characters, not 'background', which is what has no tag")
         if folded(t) in _HOLES: raise ValueError(f"{where}: tag {t!r}: expected the name of a class{_HOLE}")
     if tags and all(re.fullmatch(r"[-+]?\d+(\.\d*)?", t) for t in tags):
         shown = _some(map(repr, sorted(tags)))
-        raise ValueError(f"{where}: expected names of classes, got nothing but numbers ({shown}); a column of 0 and 1 "
-                         "for a class (one-hot) needs a line of headings with the class's name; "
-                         "classes called by numbers need a class list")
+        onehot = "a column of 0 and 1 for a class (one-hot) needs a line of headings with the class's name; "
+        raise ValueError(f"{where}: expected names of classes, got nothing but numbers ({shown}); "
+                         f"{'' if where == 'folders' else onehot}classes called by numbers need a class list")
 
 # %% ../nbs/04b_own.ipynb #2c63e9f5
 class Found(NamedTuple):
@@ -394,8 +413,15 @@ def _rows_and_pictures(folder, rows:list, files:dict)->tuple: # ({path: [tags of
     return named, missing, said
 
 _SPLITS = set("train trn training val valid validation test tst testing trainval train_val dev eval evaluation".split())
-_PARTS = _SPLITS | set("""images image imgs img pictures photos masks labels annotations
-jpegimages segmentationclass segmentationclassaug imagesets""".split())
+_BESIDE = set("set seg image images img data".split())  # what stands beside such a word: test_images
+_PARTS = set("""images image imgs img pictures photos masks labels annotations
+jpegimages segmentationclass segmentationobject segmentationclassaug imagesets""".split())
+_MAYBE = {"train", "valid", "dev"}  # a split, or a class
+
+def _is_split(name:str)->bool:
+    "Does the name of a folder say that it is a part of a data set: train, val2017, seg_test, test_images?"
+    words = set(re.findall(r"[^\W\d_]+", name.casefold()))
+    return name.casefold() in _SPLITS or bool(words & _SPLITS) and words <= _SPLITS | _BESIDE
 
 def _check_class_folders(folder, files, known=())->None:
     "Refuse sub-folders that are parts of a data set rather than classes."
@@ -404,17 +430,25 @@ def _check_class_folders(folder, files, known=())->None:
         if above: tops[above[0]].add(above[1] if len(above) > 1 else "")  # "": pictures lie directly in it
     if all(folded(t) in known for t in tops): return
     nested = all("" not in subs for subs in tops.values())
-    parts = [t for t in tops if t.casefold() in _PARTS]
-    alone = [t for t in tops if t.casefold() in _SPLITS - {"train", "valid", "dev"} and folded(t) not in known]
     below = next(iter(tops.values()))
-    alike = nested and len(tops) > 1 and all(subs == below for subs in tops.values())
-    alike = alike and len(below) > 1 and not below <= _PARTS
-    if alike or (len(parts) == len(tops) and (nested or len(tops) > 1)): alone = list(tops)
-    if not alone: return
-    first = next((t for t in alone if t.casefold().startswith("tr")), alone[0])
-    raise ValueError(f"{folder}: expected a sub-folder for each class, got {_some(map(repr, alone))}, by their names "
-                     "or contents parts of a data set; name the folder of one part "
-                     f"({Path(folder)/first}), or, if these are your classes, list them (--classes)")
+    parts = [t for t in tops if _is_split(t) or t.casefold() in _PARTS]
+    suspects = [t for t in parts if _is_split(t) and t.casefold() not in _MAYBE and folded(t) not in known]
+    if len(parts) == len(tops) and (nested or len(tops) > 1): suspects = list(tops)
+    if suspects: _refuse_parts(folder, folder, suspects)
+    if len(tops) == 1 and len(below) > 1 and any(map(_is_split, below)):
+        _refuse_parts(folder, Path(folder)/next(iter(tops)), sorted(below - {""}))
+    usual = all(_is_split(b) or b in _PARTS for b in below)  # cat/{train,val}, cat/{images,masks}: the classes are above
+    if nested and len(tops) > 1 and len(below) > 1 and not usual and all(subs == below for subs in tops.values()):
+        raise ValueError(f"{folder}: {_some(map(repr, tops))} hold the same sub-folders ({_some(map(repr, sorted(below)))}): if "
+                         f"{_some(map(repr, tops))} are your classes, list them (--classes); if {_some(map(repr, sorted(below)))} "
+                         f"are, name one folder that holds them ({Path(folder)/next(iter(tops))})")
+
+def _refuse_parts(folder, where, names)->None:
+    "Say that sub-folders are no classes."
+    first = next((name for name in names if name.casefold().startswith("tr")), names[0])
+    raise ValueError(f"{folder}: expected a sub-folder for each class, got {_some(map(repr, names))}, by their names "
+                     "parts of a data set; name the folder of one part "
+                     f"({Path(where)/first}), or, if these are your classes, list them (--classes)")
 
 def _empty_folders(folder, files)->list: # a sentence, if there are some
     "Sub-folders that become no class, as none of their pictures is read."
@@ -443,7 +477,7 @@ def find_images(folder,      # of pictures, perhaps with sub-folders
     tagged = {rel: sorted({index[meant[t]] for ts in named[rel] for t in ts}) for rel in sorted(named) if any(named[rel])}
     images = {stem(rel): folder/rel for rel in tagged}
     if len(images) < len(tagged):
-        clash = _some(r for r in tagged if images[stem(r)] != folder/r)
+        clash = _some(f"{r} and {images[stem(r)].relative_to(folder)}" for r in tagged if images[stem(r)] != folder/r)
         raise ValueError(f"{folder}: pictures that differ only in the ending would share a mask: {clash}; rename them")
     twice = sorted(r for r, tss in named.items() if len(tss) > 1)
     respelt = {t: (c, written[t]) for t, c in meant.items() if t != c}

@@ -99,7 +99,7 @@ def lettering(text # a name
     lost = {c for c in text if ord(c) not in _letters(DEJAVU)}
     shown = [c.encode("unicode_escape").decode() if c in lost else c for c in text]
     if new := sorted(c for c in lost - _missing if c.isprintable()):
-        _log.warning("no font here has %s: pictures show escapes instead; install one that does, such as Noto Sans CJK", " ".join(new))
+        _log.warning("no font here has %s: pictures show escapes instead; install one that does, such as those of the Noto fonts", " ".join(new))
     _missing.update(lost)
     return DEJAVU, "".join(shown)
 
@@ -137,7 +137,10 @@ def _name(write, text)->None:
     lines = [lettering(line) for line in str(text).split("\n")]
     path = next((p for p, _ in lines if p not in (None, DEJAVU)), None)  # Matplotlib's own is DejaVu Sans
     other = dict(fontproperties=font_manager.FontProperties(fname=path)) if path else {}
-    write("\n".join(t for _, t in lines), **other, fontsize=8)
+    is_replaced = any(t != normalize("NFC", line) for (_, t), line in zip(lines, str(text).split("\n")))
+    shown = "\n".join(t for _, t in lines)
+    if is_replaced: shown = shown.replace("$", r"\$")  # an escape is no formula
+    write(shown, **other, fontsize=8)
 
 def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uint8
              colours:int=64,   # palette entries
