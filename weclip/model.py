@@ -246,7 +246,8 @@ def build(clip="tiny",         # as in `load_backbone`
                                             f"preset(..., n_blocks={tower.n_blocks}, patch={tower.patch}) is made for it")
     classes = classes if isinstance(classes, ClassSet) else get_classes(classes or cfg.classes)
     twice = sorted({p for p in classes.prompts if classes.prompts.count(p) > 1})
-    if twice: raise ValueError(f"prompts: expected another one for each class, got {twice} for more than one")
+    if twice:
+        logging.getLogger(__name__).warning(f"prompts: {', '.join(map(repr, twice))} stands for more than one class, between which CLIP cannot tell")
     fg, bg = (text_features(model, tokenizer, words, classes.template) for words in (classes.prompts, classes.background))
     for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
         logging.getLogger(__name__).warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), "
