@@ -104,7 +104,7 @@ def test_memory_is_a_count():
 @needs_data
 def test_bench_reads_a_voc_folder():
     result = bench(threads=1, repeats=1, size=32, quick=True, data=DATA)
-    assert result["setup"]["pictures"] == "VOC" and result["rows"]["labels of DenseCRF as with all classes"] >= .999
+    assert result["setup"]["pictures"] == "VOC" and result["rows"]["labels of DenseCRF with --drop 0.5 as with all"] >= .999
 
 def test_runs_without_notebook_tools():
     code = "import sys; sys.modules['nbdev'] = None; import weclip.bench as b; print(b.report(b.bench(repeats=1, size=32, quick=True)))"
