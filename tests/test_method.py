@@ -108,7 +108,7 @@ def test_an_ignored_cam_labels_nothing():
     cam = ignore_faint(torch.rand(2, 4, 4), raw, torch.tensor([1e-4, 1e-4]), 1e-6)
     assert not cam[0].any() and cam[1].any()
     attn, aff = torch.rand(1, 3, 16, 16), torch.rand(1, 16, 16)
-    refined = rfm(cam, attn, aff, torch.zeros(2, dtype=torch.long))
+    refined = rfm(cam, attn, aff, torch.zeros(2, dtype=torch.long), n_dynamic=3)
     assert refined.isfinite().all() and not refined[0].any() and refined[1].any()
 
 

@@ -260,6 +260,7 @@ def test_rfm_of_a_batch(tags, h, w, n, seed, kind, kw, dtype):
     (i, _), l = pairs(tags), h*w
     cam, attn = values((len(i), h, w), seed, kind, dtype), stochastic((len(tags), n, l, l), seed + 1, "random", dtype)
     aff = affinity_map(values((len(tags), 3, h, w), seed + 2, dtype=dtype) - .5).requires_grad_()
+    kw = {**kw, "n_static": min(n, 8), "n_dynamic": min(n, 6)}
     out = rfm(cam, attn, aff, i, **kw)
     assert out.dtype == dtype and out.shape == cam.shape and out.isfinite().all() and out.min() >= 0 and not out.requires_grad
     alone = [rfm(cam[i == b], attn[b:b+1], aff[b:b+1], i[i == b]*0, **kw) for b in range(len(tags)) if (i == b).any()]
@@ -519,7 +520,7 @@ def on(device):
     lbl = torch.zeros(1, 6, 8, dtype=torch.long, device=device)
     byte = torch.zeros(6, 8, 3, dtype=torch.uint8, device=device)
     return {"affinity_map": lambda: affinity_map(x(1, 3, 3, 4)), "disagreement": lambda: disagreement(aff, attn), "gate": lambda: gate(x(1, 4)),
-            "refining_map": lambda: refining_map(attn, aff), "sinkhorn": lambda: sinkhorn(aff), "transition": lambda: transition(aff),
+            "refining_map": lambda: refining_map(attn, aff, n_static=7), "sinkhorn": lambda: sinkhorn(aff), "transition": lambda: transition(aff),
             "components": lambda: components(cam > .5), "box_mask": lambda: box_mask(cam), "rfm": lambda: rfm(cam, attn, aff, i, k=2),
             "minmax": lambda: minmax(cam), "group": lambda: group(cam, i, 1, 2), "affinity": lambda: affinity(img, NEAR),
             "par": lambda: par(img, x(1, 2, 9, 8), 2, NEAR), "pseudo_labels": lambda: pseudo_labels(cam, img, i, t, (9, 8), iters=1, dilations=NEAR, k=2),
@@ -532,7 +533,7 @@ def on(device):
 def test_device_follows_the_input(name, device): assert on(device)[name]().device.type == device
 
 HALVES = dict(affinity_map=lambda x: affinity_map(x(1, 3, 2, 2)), gated_mean=lambda x: gated_mean(x(1, 3, 4, 4), torch.ones(1, 3, dtype=torch.bool)),
-              refining_map=lambda x: refining_map(x(1, 3, 4, 4), x(1, 4, 4)), sinkhorn=lambda x: sinkhorn(x(1, 4, 4)), minmax=lambda x: minmax(x(2, 3, 3)),
+              refining_map=lambda x: refining_map(x(1, 3, 4, 4), x(1, 4, 4), n_static=3, n_dynamic=3), sinkhorn=lambda x: sinkhorn(x(1, 4, 4)), minmax=lambda x: minmax(x(2, 3, 3)),
               refine_cam=lambda x: refine_cam(x(1, 2, 2), x(1, 4, 4), torch.ones(1, 2, 2, dtype=torch.bool), torch.tensor([0])),
               par=lambda x: par(x(1, 3, 4, 4), x(1, 2, 4, 4), 1, NEAR), upsample_cam=lambda x: upsample_cam(x(1, 2, 2), (4, 4)),
               seg_loss_ce=lambda x: seg_loss_ce(x(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)), aff_loss_l1=lambda x: aff_loss_l1(x(1, 2, 2), torch.ones(1, 2, 2)),

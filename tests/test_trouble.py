@@ -1,5 +1,5 @@
 """What happens to everybody some day: terminals that know few letters, closed pipes, full disks, foreign folders, missing cards, no network. One line each."""
-import errno, io, json, os, stat, subprocess, sys
+import errno, io, json, logging, os, stat, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -225,7 +225,7 @@ def test_one_mask_that_cannot_be_written_costs_no_other(root, tmp_path, capsys, 
     capsys.readouterr()
     assert main([*args, "--format", "png", "overlay", "polygons", "coco", "--confidence"]) == 1
     err = capsys.readouterr().err
-    assert "Traceback" not in err and err.count("skipped:") == 2 and "x"*251 in err and "File name too long" in err
+    assert "Traceback" not in err and err.count("skipped:") == 2 and "x"*251 in err and "expected at most 255" in err
     assert sorted(p.stem for p in (tmp_path/"masks"/"polygons").iterdir()) == ["a", "z"] and not hidden(tmp_path)
     assert len(list((tmp_path/"masks").glob("*.png"))) == len(list((tmp_path/"masks"/"confidence").iterdir())) + 0 == 4
 
@@ -339,15 +339,52 @@ def test_a_stopped_run_says_how_far_it_is(root, tmp_path, capsys, monkeypatch):
     assert main([*args, "--resume"]) == 2
     one_line(capsys.readouterr().err, "damaged")
 
-def test_a_finished_demo_is_not_scored_again(root, tmp_path, capsys):
+def test_a_finished_demo_is_scored_for_what_is_asked(root, tmp_path, capsys):
+    "The masks, the pictures or the code may be others than when it was scored; the training is not repeated."
     args = ["demo", "--data", str(root), "--train-split", "train", "--out", str(tmp_path), *TINY, *FAST, "--no-crf"]
     assert main(args) == 0
-    before = (tmp_path/"results.json").read_bytes()
+    before = (tmp_path/"model.safetensors").read_bytes()
+    (tmp_path/"results.json").unlink()
     capsys.readouterr()
     assert main([*args, "--resume"]) == 0
-    assert "the run is finished (6 of 6 iterations, scored)" in capsys.readouterr().out and (tmp_path/"results.json").read_bytes() == before
-    (tmp_path/"results.json").unlink()                                 # stopped while it was scored
-    assert main([*args, "--resume"]) == 0 and (tmp_path/"results.json").is_file()
+    assert "the training is finished (6 of 6 iterations); it is scored again" in capsys.readouterr().out
+    assert (tmp_path/"model.safetensors").read_bytes() == before and (tmp_path/"results.json").is_file()
+
+def test_output_that_is_lost_is_told(root, tmp_path):
+    "`evaluate > /dev/full` ended well without a word, and the scores were nowhere."
+    if not Path("/dev/full").exists(): pytest.skip("no /dev/full on this machine")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "weclip", "evaluate", str(root), "--no-crf", "--device", "cpu"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "standard output cannot be written" in done.stderr
+
+def test_a_command_without_standard_error_works(root, tmp_path):
+    "tqdm wrote to None where a service has closed the stream, and nothing was predicted."
+    command = f'"{sys.executable}" -m weclip predict "{root}/JPEGImages" --out "{tmp_path}/masks" --no-crf --device cpu 2>&-'
+    assert subprocess.run(["sh", "-c", command], stdout=subprocess.DEVNULL).returncode == 0
+    assert list((tmp_path/"masks").glob("*.png"))
+
+@pytest.mark.parametrize("option", ["--device", "--out"])
+def test_an_empty_option_is_told(option, root, tmp_path, capsys):
+    "An unset variable of the shell: a traceback, and masks in the current folder."
+    args = dict([("--out", str(tmp_path/"masks")), ("--device", "cpu"), (option, "")])
+    assert main(["predict", str(root/"JPEGImages"), *(x for pair in args.items() for x in pair)]) == 2
+    assert option in capsys.readouterr().err and not (tmp_path/"masks").exists()
+
+def test_what_was_handled_before_is_not_the_reason():
+    "A mistake of this package inside `except ValueError` was told as the user's."
+    try:
+        try: int("abc")
+        except ValueError: len(3)
+    except TypeError as e: assert trouble(e) == ""
+
+def test_a_name_is_no_reason():
+    assert "disk" not in trouble(ValueError("data/EFBIG No space left/x.jpg: expected a picture, got text"))
+
+def test_a_command_leaves_no_handler_behind(root, tmp_path):
+    "The handler of the first call wrote into a stream that was closed, so later warnings reached nobody."
+    before = list(logging.getLogger().handlers)
+    main(["predict", str(tmp_path/"nowhere"), "--out", str(tmp_path/"m"), "--device", "cpu"])
+    assert logging.getLogger().handlers == before
 
 @pytest.mark.parametrize("name, advice", [("predict", "the masks that are there are whole"), ("evaluate", "no scores were written"), ("pseudo", "the label maps"),
                                           ("inspect", "interrupted")])

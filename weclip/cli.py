@@ -56,6 +56,12 @@ def setting(text:str # "name=value"
     try: return name, literal_eval(value)
     except (ValueError, SyntaxError): return name, value
 
+def _count(text:str # of an option
+    )->int:
+    "A number of processes."
+    if not text.isdecimal(): raise ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)
+
 # %% ../nbs/20_cli.ipynb #0c5e2958
 def find_pictures(paths,   # files, folders, and lists of a data set (ROOT/ImageSets/Segmentation/SPLIT.txt)
                   out=None, # folder for the masks: what lies in it is no picture
@@ -359,7 +365,7 @@ def data_parser(subs # sub-commands of `weclip`
         s.add_argument("root", help="folder of the published archives or of what they unpack to")
         s.add_argument("--check", action="store_true", help="count what is there, write nothing")
         s.add_argument("--download", action="store_true", help=f"fetch what is missing and needs no login ({sizes}); goes on where it was stopped")
-        s.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+        s.add_argument("--workers", type=_count, default=1, help="processes (%(default)s)")
         return s
     s = kind("voc", "VOC 2012 and SBD: lists train, train_aug, val, test, and SegmentationClassAug", sizes="3.4 GB",
              build=lambda a: build_voc(a.root, a.sbd, a.tags_from, a.download, a.workers))
@@ -432,7 +438,7 @@ def tables_arguments(subs # of `ArgumentParser.add_subparsers`
     s.add_argument("--quick", action="store_true", help="next to no training, to see every page run; kept apart from the real numbers")
     s.add_argument("--dry-run", action="store_true", help="only print the plan: runs, iterations, hours, memory, where each number lands")
     s.add_argument("--engine", default="joblib", help="joblib: this machine; submitit: a Slurm cluster (%(default)s)")
-    s.add_argument("--workers", type=int, default=0, help="runs at a time; one per graphics card, or per core up to four, if left out")
+    s.add_argument("--workers", type=_count, default=0, help="runs at a time; one per graphics card, or per core up to four, if left out")
     s.add_argument("--device", help="where to compute; a graphics card, if there is one")
     s.add_argument("--results", help="folder of the numbers (experiments/results)")
     s.add_argument("--out", help="folder of checkpoints and executed notebooks (experiments/runs)")
@@ -475,7 +481,7 @@ def parser()->ArgumentParser: # its results carry `run`, the function to call wi
             s.add_argument("--tags-from", default="auto", help="auto | json | onehot | xml | masks (%(default)s)")
         if "val" in names: s.add_argument("--val-split", default="val", help="list of pictures with masks to score (%(default)s)")
     def running(s):
-        s.add_argument("--workers", type=int, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
+        s.add_argument("--workers", type=_count, default=1, help="processes for DenseCRF, and for loading if more than one (%(default)s)")
         s.add_argument("--no-crf", action="store_true", help="leave DenseCRF out")
     def dropping(s, default): s.add_argument("--drop", type=float, default=default, help="leave labels out of DenseCRF that nowhere reach this "
                                              "share of the strongest; 0: none, the paper's CRF (%(default)s)")
@@ -556,10 +562,15 @@ def trouble(e:BaseException # that ended a command
     )->str:                 # one line; "" for a mistake of this package
     "The sentence of `TROUBLE` for an exception, or for the one behind it."
     code = errno.errorcode.get(getattr(e, "errno", None), "")
+    is_sentence = isinstance(e, (ValueError, ImportError)) and not isinstance(e, OSError)  # ours: the names of files in it say nothing
+    seen = type(e).__name__ if is_sentence else f"{type(e).__name__} {code} {e}"
     for kind, words, says in TROUBLE:
-        if isinstance(e, kind) and re.search(words, f"{type(e).__name__} {code} {e}"):
+        if isinstance(e, kind) and re.search(words, seen):
             return says.format(e=in_words(e), head=in_words(e).partition(". Last error")[0])
-    behind = e.__cause__ or e.__context__
+    behind = e.__cause__
+    before = e.__context__
+    is_full = isinstance(before, MemoryError) or getattr(before, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not behind and (is_full or isinstance(e, (RuntimeError, OSError))): behind = before  # anything else was handled, and is not the reason
     return trouble(behind) if behind else ""
 
 # %% ../nbs/20_cli.ipynb #797bff15
@@ -567,6 +578,7 @@ def check_out(path,         # folder, or file
               is_file=False # which of them
     )->None:
     "Refuse before any work what cannot be written after it."
+    if not str(path): raise ValueError("--out: expected a name, got nothing (an empty variable?)")
     path = Path(path)
     if is_file and path.is_dir(): raise ValueError(f"--out {path}: expected the name of a file to write, got a folder")
     folder = path.absolute().parent if is_file else path.absolute()
@@ -581,7 +593,7 @@ def check_device(name # of --device
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = ["cpu", *["cuda"]*bool(cards), *(f"cuda:{k}" for k in range(cards)), *["mps"]*torch.backends.mps.is_available()]
     try: kind, number = torch.device(name).type, torch.device(name).index
-    except RuntimeError: kind, number = "", None
+    except RuntimeError: kind, number = "", None  # nothing that PyTorch knows, or an empty text
     if kind == "cuda": found = (number or 0) < cards
     elif kind == "mps": found = "mps" in here
     elif kind in ("", "meta"): found = False
@@ -608,8 +620,8 @@ def carry_out(a # parsed arguments
     def say(line): print(f"weclip {a.command}: {line}", file=sys.stderr)
     try:
         if a.command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1: raise ValueError("runs in one process; of all commands only train is shared by several")
-        if getattr(a, "out", None): check_out(a.out, is_file=a.command in ("export", "bench"))
-        if getattr(a, "device", None): check_device(a.device)
+        if getattr(a, "out", None) is not None: check_out(a.out, is_file=a.command in ("export", "bench"))
+        if getattr(a, "device", None) is not None: check_device(a.device)
         return a.run(a) or 0
     except KeyboardInterrupt: say("interrupted" + stopped(a)); return 130
     except Exception as e:
@@ -623,16 +635,32 @@ def _full_disk_told_once():
     "TensorBoard writes in a thread of its own, whose traceback would come before our line."
     usual = threading.excepthook
     def hook(args):
-        if not isinstance(args.exc_value, OSError): usual(args)
+        if getattr(args.exc_value, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): usual(args)
     threading.excepthook = hook
     try: yield
     finally: threading.excepthook = usual
 
+@contextmanager
+def _warnings_told():
+    "Warnings of this package as lines on standard error, as long as the command runs."
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
+    handler = None if root.handlers else logging.StreamHandler(sys.stderr)
+    was = hub.propagate
+    hub.propagate = False  # it tells of its attempts itself; once is enough
+    if handler: root.addHandler(handler)
+    try: yield
+    finally:
+        hub.propagate = was
+        if handler: root.removeHandler(handler)
+
 def main(argv=None # list of str; None: the command line
     )->int:        # exit status
     "Entry point of the `weclip` command."
-    with steady_output():
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        logging.getLogger("huggingface_hub").propagate = False  # it tells of its attempts itself; once is enough
+    with steady_output() as out, _warnings_told():
         a = parser().parse_args(argv)
-        with _full_disk_told_once(): return carry_out(a)
+        with _full_disk_told_once(): status = carry_out(a)
+        out.flush()
+        if out.lost:
+            print(f"weclip {a.command}: standard output cannot be written: {out.lost}", file=sys.stderr)
+            return status or 2
+        return status

@@ -543,10 +543,12 @@ def no_object(n, # masks
     return NoObject(f"no object class occurs in any of the {n:,} masks: every pixel is background (0) or {IGNORE_INDEX}, which is ignored; "
                     f"expected the class ids 1, 2, ... where there are objects (are objects marked {IGNORE_INDEX}?)")
 
+def _has_object(mask:np.ndarray)->bool: return bool(((mask > 0) & (mask < IGNORE_INDEX)).any())
+
 def check_objects(data:SegData # with masks
     )->None:
     "Refuse masks in which no class but background occurs: they would score themselves, and teach background."
-    if not any(((m := data.read_mask(i)) > 0)[m < IGNORE_INDEX].any() for i in data.ids): raise no_object(len(data))
+    if not any(_has_object(data.read_mask(i)) for i in data.ids): raise no_object(len(data))
 
 def check_files(data:SegData,      # perhaps with masks
                 progress:bool=True # show a bar, where it takes long

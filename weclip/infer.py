@@ -8,11 +8,12 @@ __all__ = ['DROP', 'MODES', 'fit_size', 'fit', 'multi_scale_logits', 'rivals', '
 
 # %% ../nbs/15_infer.ipynb #09a0a996
 from collections import deque
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 import logging
 import multiprocessing as mp
+import signal
 from pathlib import Path
 from time import perf_counter
 
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from .config import Config
-from .data import NoObject, SegData, _rgb, check_objects, no_object, preprocess, read_image, save_mask
+from .data import SegData, _rgb, check_objects, preprocess, read_image, save_mask
 from .machine import Processes
 from .metrics import confusion, scores
 
@@ -196,12 +197,18 @@ def confidence(logits:Tensor,  # of one picture, (C, h, w)
     return prob.gather(0, torch.as_tensor(ids, device=prob.device).long()[None])[0].cpu().numpy()
 
 # %% ../nbs/15_infer.ipynb #d39edeae
+def _start_worker()->None:
+    "One thread a process; Ctrl-C is told by the process that started it."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
 def crf_pool(workers:int # processes
     )->Processes:
     "Processes for CRFs, each on one thread."
+    if workers < 1: raise ValueError(f"workers: expected at least 1 process for a pool, got {workers}")
     start = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
     if start == "forkserver": mp.get_context(start).set_forkserver_preload(["weclip.infer"])
-    return Processes(workers, start, initializer=torch.set_num_threads, initargs=(1,))
+    return Processes(workers, start, initializer=_start_worker)
 
 def _labels_np(logits:np.ndarray, image:np.ndarray, crf)->np.ndarray:
     return _labels(torch.from_numpy(logits), image, crf)
@@ -310,20 +317,19 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
     "Scores of every mode from one pass over the pictures."
     modes = tuple(modes or (MODES if crf else MODES[:2]))
     if isinstance(data, SegData) and data.masks is not None: check_objects(data)
-    n, pictures = model.classes.n_classes, 0
+    n = model.classes.n_classes
     conf, palette = {m: torch.zeros(n, n, dtype=torch.long) for m in modes}, model.classes.palette()
     triples = ((i, *data.read(i)) for i in data.ids) if hasattr(data, "read") else data
     results = _stream(model, (((key, lbl), image) for key, image, lbl in triples), modes, workers, drop=drop)
     for (key, lbl), ids in tqdm(results, total=len(data) if hasattr(data, "__len__") else None, desc="evaluate", disable=not progress, leave=False):
         if lbl is None: raise ValueError(f"{key}: expected a mask to compare with, got none (`with_masks` opens them)")
-        lbl, pictures = torch.as_tensor(np.asarray(lbl)).long(), pictures + 1
+        lbl = torch.as_tensor(np.asarray(lbl)).long()
         for m in modes:
             if lbl.shape != ids[m].shape: raise ValueError(f"{key}: expected a mask of {ids[m].shape} as the picture, got {tuple(lbl.shape)}")
             conf[m] += confusion(torch.from_numpy(ids[m]).long(), lbl, n)
             if out is not None:
                 (Path(out)/m).mkdir(parents=True, exist_ok=True)
                 save_mask(Path(out)/m/f"{key}.png", ids[m], palette)
-    if pictures and not conf[modes[0]][1:].any(): raise no_object(pictures)
     return {m: scores(conf[m], model.classes.names) for m in modes}
 
 # %% ../nbs/15_infer.ipynb #49273ce7
@@ -336,8 +342,9 @@ def evaluation_hours(model,          # as in `evaluate`
     "How long `evaluate` will take, from a few pictures spread over the set."
     ids = data.ids[::max(1, len(data.ids)//pictures)][:pictures]
     def seconds(ids, modes): # per picture
-        triples, start = [(i, *data.read(i)) for i in ids], perf_counter()
-        with suppress(NoObject): evaluate(model, triples, modes=modes, workers=0, progress=False)  # of these few
+        samples = [(i, data.read(i)[0]) for i in ids]
+        start = perf_counter()
+        for _ in _stream(model, samples, modes): pass
         return (perf_counter() - start)/len(ids)
     seconds(ids[:1], modes)  # the first forward is slower than those to come
     net = seconds(ids, tuple(m for m in modes if m != "crf") or ("ms",))

@@ -207,9 +207,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     cfg, out, start = model.cfg, Path(out), time.time()
     check_start(out, resume)  # before anything is written into it
     if scores is None: scores = [(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
-    if resume and (known := _finished(out, cfg, scores, blind)):
-        say(f"{out}: the run is finished ({cfg.iters} of {cfg.iters} iterations, scored); nothing is left to do"); say(table(known["miou"]))
-        return known["miou"]
+    if resume and run_found(out) == (cfg.iters, cfg.iters): say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split), limit)
     for split in {s for s, _ in scores} - set(blind):  # what is scored after the training is looked at before it
@@ -231,16 +229,6 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     write_json(out/"results.json", results); report_progress(out, "done", cfg.iters, cfg.iters, **seen)
     say(table(miou)); say(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
     return miou
-
-def _finished(out, cfg, scores, blind)->dict: # results.json of a run that has nothing left to do, or None
-    "Trained to the end, and scored after that in all that is asked for."
-    done, of = run_found(out)
-    try:
-        after = (out/"results.json").stat().st_mtime_ns >= (out/"checkpoint.pt").stat().st_mtime_ns
-        known = json.loads((out/"results.json").read_text(encoding="utf-8"))
-        wanted = {f"{s}/{m}" for s, m in scores if s not in blind}
-        return known if done == of == cfg.iters and after and known["config"] == to_dict(cfg) and wanted <= set(known["scores"]) else None
-    except (OSError, ValueError, KeyError, TypeError): return None
 
 def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->dict: # "split/mode" -> scores
     "Splits in turn; those without masks are packed."

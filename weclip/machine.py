@@ -28,6 +28,9 @@ def whole_file(path # file to appear; its folder is made if it is missing
         yield part
         _as_usual(part, usual.st_mode)
         os.replace(part, path)
+    except OSError as e:
+        if e.filename in (part, str(part)): e.filename = str(path)  # nobody knows the hidden name
+        raise
     finally: part.unlink(missing_ok=True)
 
 def _as_usual(part:Path, mode:int)->None:
@@ -82,6 +85,7 @@ class Steady:
     def __init__(self, stream # as `sys.stdout`
         ):
         self._stream, self._deaf = stream, False
+        self.lost = None  # why nothing is written any more, unless it is only that nobody reads it
 
     def __getattr__(self, name): return getattr(self._stream, name)
 
@@ -102,7 +106,9 @@ class Steady:
         if self._deaf: return
         try: getattr(self._stream, what)(*args)
         except UnicodeEncodeError: raise
-        except (OSError, ValueError): self._turn_deaf()  # a closed pipe, a full disk, a closed file
+        except (OSError, ValueError) as e:  # a closed pipe, a full disk, a closed file
+            self.lost = None if isinstance(e, BrokenPipeError) else e
+            self._turn_deaf()
 
     def _turn_deaf(self):
         "Let what is still waiting in the stream go nowhere, or Python complains of it at its end."
@@ -114,12 +120,15 @@ class Steady:
         os.close(nowhere)
 
 @contextmanager
-def steady_output():
-    "Standard output and standard error as `Steady`."
+def steady_output(
+    ): # yields standard output
+    "Standard output and standard error as `Steady`; a stream that is not there takes everything, too."
     kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (s and Steady(s) for s in kept)  # None where there is no such stream
-    try: yield
-    finally:
-        for s in (sys.stdout, sys.stderr):
-            if s: s.flush()
-        sys.stdout, sys.stderr = kept
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        out, err = (Steady(s or nowhere) for s in kept)
+        sys.stdout, sys.stderr = out, err
+        try: yield out
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = kept

@@ -64,8 +64,8 @@ def last_maps(attn:Tensor, # A_s, last block last, (B, n, L, L)
 def refining_map(attn:Tensor,         # A_s, last block last, (B, n, L, L)
                  aff:Tensor,          # A_f, (B, L, L)
                  dynamic:bool=True,   # after the switch; False: the static map of CLIP-ES [29]
-                 n_static:int=None,   # maps averaged by the static map, as `last_maps` takes them
-                 n_dynamic:int=None,  # maps offered to the filter, likewise
+                 n_static:int=8,      # maps averaged by the static map, as `last_maps` takes them
+                 n_dynamic:int=6,     # maps offered to the filter, likewise; COCO 10
                  use_aff:bool=True,   # A_f, Table 6
                  use_gate:bool=True,  # G, Table 6
                  use_attn:bool=True,  # A_s, Table 6
@@ -156,7 +156,7 @@ def refine_cam(cam:Tensor,     # M_init, (K, h, w)
 SQUARE = 1024  # patches up to which the transition matrix is multiplied with itself
 
 def rfm(cam:Tensor,               # M_init, (K, h, w), in [0, 1]
-        attn:Tensor,              # A_s of all blocks, last one last, (B, N, L, L)
+        attn:Tensor,              # A_s, last block last, (B, n, L, L)
         aff:Tensor,               # A_f, (B, L, L)
         img_idx:Tensor,           # image of each pair, ascending, (K,)
         dynamic:bool=True,        # after the switch

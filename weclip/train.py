@@ -99,11 +99,13 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
     now = describe(model, "run")
-    if odd := [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]:
-        raise ValueError(f"{path}: expected the settings of the stopped run, but {'; '.join(odd)}; "
-                         "continue with those or choose another folder")
+    odd = [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]
+    if odd:
+        is_finished = i == config["iters"]
+        cure = "it is finished, and cannot be made another one" if is_finished else "continue with those"
+        raise ValueError(f"{path}: expected the settings of the run in this folder, but {'; '.join(odd)}; {cure}, or choose another folder")
     if classes != (b := list(now["classes"]["classes"])):
-        raise ValueError(f"{path}: expected the classes of the stopped run, {', '.join(classes)}, got {', '.join(b)}; did the tags change?")
+        raise ValueError(f"{path}: expected the classes of the run in this folder, {', '.join(classes)}, got {', '.join(b)}; did the tags change?")
     if mark != now["fingerprint"]: raise ValueError(f"{path}: expected the backbone {mark}, got {now['fingerprint']}")
     if not 0 <= i <= model.cfg.iters: raise ValueError(f"{path}: expected 0 to {model.cfg.iters} iterations done, got {i}; delete it to start again")
     load_decoder(model, decoder, path)
