@@ -418,7 +418,7 @@ def _lost(folder, run:Run)->str: # "" if all is there that tables read of a run'
 def _odd(r)->str: # "" if a results file has what is needed
     if not isinstance(r, dict): return f"expected an object, got {type(r).__name__}"
     kinds:dict = dict(config=dict, seed=int, code=str, scores=dict, minutes=(int, float), train_minutes=(int, float), peak_gib=(int, float, type(None)), n_learnable=int)  # null: a system that does not tell
-    if lost := [k for k, t in kinds.items() if not isinstance(r.get(k), t)]: return f"no proper {', '.join(lost)}"
+    if lost := [k for k, t in kinds.items() if k not in r or not isinstance(r[k], t)]: return f"no proper {', '.join(lost)}"
     if not isinstance(r.get("blind", []), list): return "no proper blind"
     bad = [k for k, s in r["scores"].items() if not isinstance(s, dict) or not isinstance(s.get("miou"), (int, float)) or not 0 <= s["miou"] <= 1]
     return f"score {', '.join(bad)} is no mIoU in 0..1" if bad else ""
