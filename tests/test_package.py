@@ -8,7 +8,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 
 def run(*cmd, cwd, **env):
-    done = subprocess.run([sys.executable, *map(str, cmd)], cwd=cwd, env={**os.environ, "PYTHONPATH": "", **env}, capture_output=True, text=True, timeout=300)
+    "Run Python on the copy, out of sight of coverage: the copy's lines would be counted beside the package's, as lines that nobody runs."
+    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    command = [sys.executable, *map(str, cmd)]
+    done = subprocess.run(command, cwd=cwd, env={**unmeasured, "PYTHONPATH": "", **env}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout.strip()
 
