@@ -13,7 +13,7 @@ def pytest_terminal_summary(terminalreporter):
 def encoded():
     "The authors' train batch through the frozen encoder: dict(clip, model, img, enc), the last 11 maps included."
     from oracle import clip_weights, load
-    from weclip.clip import FrozenCLIP, load_clip
+    from weclip.method.clip import FrozenCLIP, load_clip
     clip = load_clip(clip_weights())
     model = FrozenCLIP(clip)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
@@ -24,5 +24,5 @@ def encoded():
 def text(encoded):
     "Unit text features of VOC's prompts, from the authors' token ids: foreground (20, 512), background (25, 512)."
     from oracle import load
-    from weclip.clip import encode_tokens
+    from weclip.method.clip import encode_tokens
     return {k: encode_tokens(encoded["clip"], load("text")[f"voc_{k}_tokens"].long()) for k in ("fg", "bg")}

@@ -6,14 +6,15 @@ import numpy as np, torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
-import weclip.model
-from weclip import bench
-from weclip.classes import get_classes, voc_palette
-from weclip.clip import read_weights
-from weclip.data import open_data, read_image, read_mask, read_onehot, save_mask
-from weclip.model import load_model, read_checkpoint, save_model
-from weclip.own import find_images, findings, rows_csv
-from weclip.train import load_checkpoint, optimiser, save_checkpoint
+import weclip.method.model
+from weclip.speed import bench
+from weclip.method.classes import get_classes, voc_palette
+from weclip.method.clip import read_weights
+from weclip.data.pictures import read_image, read_mask, save_mask
+from weclip.data.voc import open_data, read_onehot
+from weclip.data.own import find_images, findings, rows_csv
+from weclip.engine.weights import load_model, read_checkpoint, save_model
+from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 
 NAMES = ("cat", "dog", "horse")
 SECONDS, GIB = 10, 3  # of processor time per input, of memory for all
@@ -161,9 +162,9 @@ def folder(source, listed=("a", "b", "c")):
     "Opens the folder of a file of tags; every listed picture has tags, or is named as left out."
     def read(path):
         root, said = next(p for p in path.parents if (p/"JPEGImages").is_dir()), Said()
-        logging.getLogger("weclip.data").addHandler(said)
+        logging.getLogger("weclip.data.voc").addHandler(said)
         try: data = open_data(root, "train", NAMES, source)
-        finally: logging.getLogger("weclip.data").removeHandler(said)
+        finally: logging.getLogger("weclip.data.voc").removeHandler(said)
         left = [i for line in said.lines if "left out: " in line for i in line.split("left out: ")[1].split(", ")]
         assert sorted([*left, *data.ids]) == sorted(listed or data.ids), f"{listed} are {data.ids} and, said so, {left}"
         for t in data.tags.values(): assert t and t == sorted(set(t)) and set(t) <= {0, 1, 2}
@@ -197,21 +198,17 @@ def models(tmp):
     for p in model.decoder.parameters(): p.grad = torch.ones_like(p)
     opt.step()
     clip = {f"visual.{k}": v for k, v in model.clip.visual.state_dict().items()}
-    weclip.model.build = lambda backbone, cfg, classes, arch, decoder=None: weclip.model.WeCLIP(model.clip, model.text_fg, model.text_bg, classes, cfg, decoder)  # no reading of a real backbone
+    weclip.engine.weights.build = lambda backbone, cfg, classes, arch, decoder=None: weclip.method.model.WeCLIP(model.clip, model.text_fg, model.text_bg, classes, cfg, decoder)  # no reading of a real backbone
     save_model(tmp/"m.safetensors", model, "tiny"); save_checkpoint(tmp/"c.pt", model, opt, 3, [[0, 1., 1., 1., .1]])
     torch.save({"state_dict": model.decoder.state_dict()}, tmp/"d.pth"); torch.save(model.decoder.state_dict(), tmp/"old.pth", _use_new_zipfile_serialization=False)
     torch.save(clip, tmp/"clip.pt"); save_file({k: v.contiguous() for k, v in clip.items()}, tmp/"clip.safetensors")
     warnings.simplefilter("ignore")
-    class Archive(torch.nn.Module):
-        def __init__(self): super().__init__(); self.visual = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)).half()
-        def forward(self, x): return self.visual(x)
-    torch.jit.trace(Archive(), torch.ones(1, 3).half(), check_trace=False).save(tmp/"archive.pt")
     def run(path):
         i, history = load_checkpoint(path, model, optimiser(model, model.cfg))
         assert isinstance(i, int) and 0 <= i <= model.cfg.iters and isinstance(history, list)
     def tensors(path, read): assert all(isinstance(k, str) for k in read(path))
     return {"m.safetensors": load_model, "c.pt": run, "d.pth": lambda p: tensors(p, read_checkpoint), "old.pth": lambda p: tensors(p, read_checkpoint),
-            **dict.fromkeys(("clip.pt", "clip.safetensors", "archive.pt"), lambda p: tensors(p, read_weights))}
+            **dict.fromkeys(("clip.pt", "clip.safetensors"), lambda p: tensors(p, read_weights))}
 
 # ---- running them
 
@@ -272,7 +269,7 @@ def arm():
 
 def main(tmp):
     arm(); faulthandler.enable()
-    warnings.simplefilter("ignore"); torch.set_num_threads(1); logging.disable(logging.NOTSET); logging.getLogger("weclip.data").propagate = False
+    warnings.simplefilter("ignore"); torch.set_num_threads(1); logging.disable(logging.NOTSET); logging.getLogger("weclip.data.voc").propagate = False
     with open(tmp/"log.jsonl", "w") as log:
         for kind, read, path, what, data in inputs(tmp):
             path.write_bytes(data)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import papermill
 
-from weclip.compare import put_between
-from weclip.tables import collect, plan
+from weclip.lab.plan import collect, plan
+from weclip.lab.results import put_between
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]/"experiments"
 ALONE = ("01_run", "02_gates")  # a run is executed for each training, the gates are no table

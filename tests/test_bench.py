@@ -6,9 +6,10 @@ from time import sleep
 
 import pytest, torch
 from torch.profiler import ProfilerActivity, profile
-from weclip.bench import TARGETS, bench, conditions, inputs, measure, prediction, report, rounds, stages, target_table
-from weclip.memory import peak_bytes
-from weclip.train import optimiser, train_step
+from weclip.engine.train import optimiser, train_step
+from weclip.speed.bench import (
+    TARGETS, bench, conditions, inputs, measure, prediction, report, rounds, stages, target_table)
+from weclip.speed.memory import peak_bytes
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
 needs_data = pytest.mark.skipif(not (DATA/"VOCdevkit").is_dir(), reason=f"no VOC photographs at {DATA} (set WECLIP_DATA)")
@@ -84,9 +85,9 @@ def test_rows_and_report(tmp_path):
 def test_pages_tell_what_was_measured():
     "The stored report and the README's table are those of the stored numbers."
     root = Path(__file__).resolve().parents[1]
-    known = json.loads((root/"nbs"/"measured.json").read_text(encoding="utf-8"))
+    known = json.loads((root/"nbs"/"7_speed"/"measured.json").read_text(encoding="utf-8"))
     assert known["cpu"]["setup"]["encoder"] == "ViT-B/16" and known["cpu"]["setup"]["repeats"] >= 7
-    for result in known.values(): assert report(result) in (root/"nbs"/"measured.md").read_text(encoding="utf-8")
+    for result in known.values(): assert report(result) in (root/"nbs"/"7_speed"/"measured.md").read_text(encoding="utf-8")
     told = (root/"README.md").read_text(encoding="utf-8").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
     assert told.strip() == f"{target_table(known['cpu'])}\n\n({conditions(known['cpu'])})"
 
@@ -109,6 +110,6 @@ def test_bench_reads_a_voc_folder():
     assert result["setup"]["pictures"] == "VOC" and result["rows"]["labels of DenseCRF with --drop 0.5 as with all"] >= .999
 
 def test_runs_without_notebook_tools():
-    code = "import sys; sys.modules['nbdev'] = None; import weclip.bench as b; print(b.report(b.bench(repeats=1, size=32, quick=True)))"
+    code = "import sys; sys.modules['nbdev'] = None; import weclip.speed.bench as b; print(b.report(b.bench(repeats=1, size=32, quick=True)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("| | measured"), done.stderr

@@ -1,13 +1,13 @@
 """Frozen features on disk: the same learning and the same scores, computed once, all or nothing."""
 import numpy as np, pytest, torch
-import weclip.cache as c
-from weclip.cache import FrozenCache, KeptTokens, cache_files
-from weclip.config import preset
-from weclip.data import batches, open_data
-from weclip.infer import evaluate
-from weclip.model import build
-from weclip.scenes import write_scenes
-from weclip.train import train
+import weclip.engine.cache as c
+from weclip.method.config import preset
+from weclip.data.voc import batches, open_data
+from weclip.world.scenes import write_scenes
+from weclip.engine.weights import build
+from weclip.engine.cache import FrozenCache, KeptTokens, cache_files
+from weclip.engine.train import train
+from weclip.engine.infer import evaluate
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=6, val=2, workers=1)

@@ -1,16 +1,16 @@
 """Files of weights from strangers: nothing in them is run, and nothing they name leads out of their folder."""
-import json, os, pickle, zipfile
+import hashlib, json, os, pickle, zipfile
 from typing import Tuple
 
 import numpy as np, open_clip, pytest, torch
 from safetensors.torch import save_file
 
-from weclip.bench import TINY, inputs
-from weclip.clip import load_clip, read_weights
-from weclip.data import read_onehot
-from weclip.decoder import Decoder, decoder_from_official
-from weclip.model import load_model, load_released, read_checkpoint, read_model, save_model
-from weclip.train import load_checkpoint, optimiser, save_checkpoint
+from weclip.method.clip import load_clip, read_weights
+from weclip.method.decoder import Decoder, decoder_from_official
+from weclip.data.voc import read_onehot
+from weclip.engine.weights import load_model, load_released, read_checkpoint, read_model, save_model
+from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
+from weclip.speed.bench import TINY, inputs
 
 class Call:
     "Pickles as a call."
@@ -79,12 +79,15 @@ def test_archives_are_not_run(tmp_path):
     assert (tmp_path/"ran").exists()  # as it would have been
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_traced_clip_is_read_as_published(tmp_path):
-    "OpenAI publishes a traced model in float16, with its mask as a tensor that is no weight."
+def test_a_traced_clip_is_read_as_published(tmp_path, monkeypatch):
+    "OpenAI publishes a traced model in float16, with its mask as a tensor that is no weight; nobody else's archive is opened."
     torch.manual_seed(0)
     clip = open_clip.CLIP(**TINY).eval()
     (tmp_path/"tiny-traced.json").write_text(json.dumps(TINY)); open_clip.add_model_config(tmp_path/"tiny-traced.json")
     torch.jit.trace(clip, (torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))), check_trace=False).save(tmp_path/"clip.pt")
+    with pytest.raises(ValueError, match="none that OpenAI published"): read_weights(tmp_path/"clip.pt")
+    digest = hashlib.sha256((tmp_path/"clip.pt").read_bytes()).hexdigest()
+    monkeypatch.setattr("weclip.method.clip.published_archives", lambda: {digest})
     archive = read_weights(tmp_path/"clip.pt")
     assert all(archive[k].equal(v) for k, v in clip.state_dict().items()) and set(archive) - set(clip.state_dict()) <= {"attn_mask"}
     back = load_clip(tmp_path/"clip.pt", "tiny-traced").state_dict()
@@ -106,18 +109,18 @@ def described(path, model, **change):
 
 @pytest.mark.parametrize("name", ["../clip.pt", "/etc/passwd", "sub/clip.pt", "..\\clip.pt", "C:\\clip.pt", "\\\\server\\clip.pt", "..", ".", "", "a\0b", "x"*5000, "laion2b_s32b_b79k", "clip.pt"])
 def test_a_backbone_elsewhere_is_not_read(tmp_path, model, monkeypatch, name):
-    import weclip.model
+    import weclip.method.model
     def refuse(*_): raise AssertionError(f"{name!r} was followed")
-    monkeypatch.setattr(weclip.model, "build", refuse); monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weclip.method.model, "build", refuse); monkeypatch.chdir(tmp_path)
     (tmp_path/"models").mkdir(); (tmp_path/"models"/"sub").mkdir()
     for p in ("clip.pt", "models/sub/clip.pt", "laion2b_s32b_b79k"): (tmp_path/p).write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"): load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
 
 def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
-    import weclip.model
+    import weclip.method.model
     seen = []
     def build(backbone, cfg, classes, arch): seen.append(backbone); return model
-    monkeypatch.setattr(weclip.model, "build", build)
+    monkeypatch.setattr(weclip.method.model, "build", build)
     (tmp_path/"clip.pt").write_bytes(b"x"); path = described(tmp_path/"m.safetensors", model, backbone="/somewhere/else/clip.pt")
     load_model(path); load_model(path, "given.pt"); load_model(described(path, model, backbone="openai"))
     assert seen == [str(tmp_path/"clip.pt"), "given.pt", "openai"]

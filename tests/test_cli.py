@@ -3,9 +3,9 @@ import json, shutil, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from weclip.data.pictures import read_mask, save_mask
+from weclip.world.scenes import write_scenes
 from weclip.cli import main
-from weclip.data import read_mask, save_mask
-from weclip.scenes import write_scenes
 
 FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
 TINY = ["--profile", "scenes", "--clip", "tiny"]
@@ -96,8 +96,8 @@ def test_scenes_are_those_of_the_seed(tmp_path, capsys, one_core):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 def test_networks_of_no_training_are_those_of_the_seed(tmp_path, capsys, one_core):
     from safetensors.torch import load_file
-    from weclip.classifier import load_classifier, new_classifier
-    from weclip.tinyclip import new_tiny
+    from weclip.world.classifier import load_classifier, new_classifier
+    from weclip.world.tinyclip import new_tiny
     few = ["--samples", "0", "--pictures", "2", "--seed", "3", "--device", "cpu"]
     assert main(["tinyclip", "--out", str(tmp_path/"tiny"), *few]) == 0 and main(["classifier", "--out", str(tmp_path/"other"), *few]) == 0
     shipped, other = capsys.readouterr().out.split()
@@ -114,7 +114,7 @@ def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
     assert "pip install 'gradio" in capsys.readouterr().err
 
 def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
-    import weclip.train as t
+    import weclip.engine.train as t
     steps, real = [], t.train_step
     def stop_at_three(model, opt, batch, i, loss, *more):
         if len(steps) == 3: raise KeyboardInterrupt
@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(root, tmp_path, capsys, args, says):
 
 def test_a_model_of_another_backbone_is_refused(root, run, tmp_path, capsys):
     from safetensors.torch import save_file
-    from weclip.model import read_model
+    from weclip.engine.weights import read_model
     about, state = read_model(run/"model.safetensors"); about["fingerprint"] = "0"*12
     save_file(state, tmp_path/"other.safetensors", metadata=dict(weclip=json.dumps(about)))
     assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(tmp_path/"other.safetensors"), "--out", str(tmp_path), "--device", "cpu"]) == 2

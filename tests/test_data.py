@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
-from weclip.data import (IGNORE_INDEX, NoObject, Stream, batches, check_files, check_objects, collate, open_data, preprocess, read_image,
-                         read_mask, read_onehot, read_tags, save_mask, voc_palette)
+from weclip.method.classes import IGNORE_INDEX, voc_palette
+from weclip.data.pictures import preprocess, read_image, read_mask, save_mask
+from weclip.data.voc import (
+    NoObject, Stream, batches, check_files, check_objects, collate, open_data, read_onehot, read_tags)
 
 NAMES = ("cat", "dog", "horse")
 VOC = ("aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train "

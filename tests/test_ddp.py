@@ -6,15 +6,15 @@ import os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
+from weclip.method.config import preset
+from weclip.method.losses import own
+from weclip.data.voc import open_data
+from weclip.world.scenes import write_scenes
+from weclip.engine.weights import build
+from weclip.engine.parallel import join
+from weclip.engine.train import train, weak_loss
+from weclip.engine.supervised import supervised_loss
 from weclip.cli import main
-from weclip.config import preset
-from weclip.data import open_data
-from weclip.losses import own
-from weclip.model import build
-from weclip.parallel import join
-from weclip.scenes import write_scenes
-from weclip.supervised import supervised_loss
-from weclip.train import train, weak_loss
 
 ROOT, STEPS, STOP = Path(__file__).resolve().parents[1], 6, 4
 SMALL = dict(iters=STEPS, switch=3, warmup=2, d=16, layers=1, heads=2, bs=4, crop=48, n_feats=4, par_iters=2, views=0)

@@ -12,11 +12,13 @@ from scipy.io import savemat
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
-import weclip.cli, weclip.field as field
-from weclip.classes import COCO, VOC, voc_palette
+import weclip.cli, weclip.data.field as field
+from weclip.method.classes import COCO, VOC, voc_palette
+from weclip.data.pictures import read_mask, save_mask
+from weclip.data.voc import open_data, read_onehot, read_tags
+from weclip.data.field import (
+    Archive, build_coco, build_voc, coco_mask, complete, fetch, pack_voc, sbd_mask, survey, train_aug, unpack)
 from weclip.cli import main
-from weclip.data import open_data, read_mask, read_onehot, read_tags, save_mask
-from weclip.field import Archive, build_coco, build_voc, coco_mask, complete, fetch, pack_voc, sbd_mask, survey, train_aug, unpack
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
 needs_data = pytest.mark.skipif(not (DATA/"VOCdevkit").is_dir() or not (DATA/"coco").is_dir(), reason=f"no VOC and COCO photographs at {DATA} (set WECLIP_DATA)")
@@ -501,7 +503,7 @@ def test_polygons_that_cannot_be_drawn(polygon, says):
 
 def test_a_packed_mask_goes_by_its_colours(tmp_path):
     "With its palette sorted anew, person went to the server as aeroplane."
-    from weclip.field import _entry
+    from weclip.data.field import _entry
     ids = np.zeros((6, 8), np.uint8); ids[2:5, 1:4] = 15
     Image.fromarray(voc_palette()[ids]).quantize(256, dither=0).save(tmp_path/"q.png")
     assert np.array_equal(np.asarray(Image.open(_entry(tmp_path/"q.png", "a/q.png")[1])), ids)
@@ -565,7 +567,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
 
 def test_from_a_list_to_a_submission(tmp_path, capsys, monkeypatch):
     "predict of a list, pack of its masks; the hours of a long evaluation are told first."
-    from weclip.scenes import write_scenes
+    from weclip.world.scenes import write_scenes
     root = write_scenes(tmp_path/"scenes", train=1, val=3, workers=1)
     shutil.copy(lists(root)/"val.txt", lists(root)/"test.txt")
     assert main(["predict", str(lists(root)/"test.txt"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]) == 0
@@ -582,7 +584,7 @@ class Red(torch.nn.Module):
     "Class 1 where it is red, of COCO's 81."
     classes, patch = COCO, 16
     def __init__(self):
-        from weclip.config import preset
+        from weclip.method.config import preset
         super().__init__(); self.cfg, self.w = preset("coco", long_side=64, scales=(1.,), tta_flip=False), torch.nn.Parameter(torch.ones(1))
     def logits(self, img):
         x = torch.nn.functional.avg_pool2d(img, 16)
@@ -591,7 +593,7 @@ class Red(torch.nn.Module):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_streams(workers, tmp_path):
     "However many pictures: a few are alive at a time, and nothing but masks is written."
-    from weclip.infer import evaluate
+    from weclip.engine.infer import evaluate
     alive, most = weakref.WeakSet(), []
     class Big(np.ndarray): pass                   # an array that can be counted
     class Data:
@@ -674,7 +676,7 @@ def test_real_coco(real_coco):
 
 @needs_data
 def test_real_coco_is_evaluated(real_coco, tmp_path):
-    from weclip.infer import evaluate, evaluation_hours
+    from weclip.engine.infer import evaluate, evaluation_hours
     data = open_data(real_coco, "val", COCO.classes, tags_from=None, with_masks=True)
     assert evaluation_hours(Red(), data, ("single",), pictures=2) > 0
     assert 0 <= evaluate(Red(), data, modes=("single",), workers=0, out=tmp_path, progress=False)["single"]["miou"] < .1

@@ -1,12 +1,13 @@
 """What the shipped weights must be able to do, on 150 pictures of the dev split that neither has seen."""
 import pytest, torch
-from weclip.classes import SCENES
-from weclip.data import open_data
-from weclip.infer import evaluate
-from weclip.model import build, load_model
-from weclip.pseudo import score_stages
-from weclip.scenes import write_scenes
-from weclip.tinyclip import ASSETS, average_precision, tiny_clip, zero_shot
+from weclip.machine import ASSETS
+from weclip.method.classes import SCENES
+from weclip.data.voc import open_data
+from weclip.world.scenes import write_scenes
+from weclip.world.tinyclip import average_precision, tiny_clip, zero_shot
+from weclip.engine.weights import build, load_model
+from weclip.engine.infer import evaluate
+from weclip.engine.pseudo import score_stages
 
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory):

@@ -6,17 +6,20 @@ from pathlib import Path
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from PIL import Image
-from weclip.bench import noisy_probabilities
-from weclip.classes import SCENES, VOC, ClassSet
+from weclip.machine import ASSETS
+from weclip.method.config import preset
+from weclip.method.classes import SCENES, VOC, ClassSet
+from weclip.method.metrics import confusion, mean_iou
+from weclip.data.pictures import read_mask, save_mask
+from weclip.data.voc import SegData, open_data
+from weclip.world.scenes import draw_split
+from weclip.engine.weights import load_model, load_released
+from weclip.engine.infer import (
+    DROP, as_rgb, dense_crf, evaluate, evaluation_hours, multi_scale_logits, network_input, predict, predict_stream,
+    rivals)
+from weclip.use.segmentation import segment, segment_stream
+from weclip.speed.bench import noisy_probabilities
 from weclip.cli import main
-from weclip.config import preset
-from weclip.data import SegData, open_data, read_mask, save_mask
-from weclip.infer import DROP, as_rgb, dense_crf, evaluate, evaluation_hours, multi_scale_logits, network_input, predict, predict_stream, rivals
-from weclip.metrics import confusion, mean_iou
-from weclip.model import load_model, load_released
-from weclip.scenes import draw_split
-from weclip.segmentation import segment, segment_stream
-from weclip.tinyclip import ASSETS
 
 from oracle import clip_weights, decoder_weights, needs_oracle
 

@@ -12,10 +12,10 @@ KILLS, ITERS = 20, 64
 def toy():
     "A random CLIP with a small decoder."
     import open_clip, torch
-    from weclip.classes import SCENES
-    from weclip.clip import FrozenCLIP
-    from weclip.config import preset
-    from weclip.model import WeCLIP
+    from weclip.method.classes import SCENES
+    from weclip.method.clip import FrozenCLIP
+    from weclip.method.config import preset
+    from weclip.method.model import WeCLIP
     torch.manual_seed(0)
     clip = open_clip.CLIP(16, dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8), dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)).eval()
     n, text = len(SCENES.classes), torch.nn.functional.normalize(torch.randn(len(SCENES.classes) + 6, 16), dim=1)
@@ -26,9 +26,9 @@ def spawn(root, out, resume, tear=None):
     r, w = os.pipe()
     if pid := os.fork(): os.close(w); return pid, r
     try:
-        import torch, weclip.train as t
-        from weclip.classes import SCENES
-        from weclip.data import open_data
+        import torch, weclip.engine.train as t
+        from weclip.method.classes import SCENES
+        from weclip.data.voc import open_data
         data = open_data(root, "train", SCENES.classes, crop=32, norm="clip")
         if tear: tear_at(*tear, torch, t)
         t.train(toy(), data, out, resume=resume, every=1, log_every=1, picture_every=ITERS, on_step=lambda i, o: os.write(w, bytes([i])), progress=False)
@@ -49,7 +49,7 @@ def tear_at(where, n, torch, t):
 
 def stand(out, model):
     "Iterations in the checkpoint, which has to be sound; 0 where there is none yet."
-    from weclip.train import load_checkpoint, optimiser
+    from weclip.engine.train import load_checkpoint, optimiser
     return load_checkpoint(out/"checkpoint.pt", model, optimiser(model, model.cfg))[0] if (out/"checkpoint.pt").exists() else 0
 
 def killed(root, out, model, rng, step, begin, tear=None):
@@ -77,8 +77,8 @@ def finish(root, out, resume):
 
 def main(tmp):
     import torch
-    from weclip.scenes import write_scenes
-    import weclip.train  # noqa: F401  imported once, before the forks
+    from weclip.world.scenes import write_scenes
+    import weclip.engine.train  # noqa: F401  imported once, before the forks
     torch.set_num_threads(1)
     root, model, rng = write_scenes(tmp/"scenes", train=4, val=0, workers=1), toy(), random.Random()
     status, times = finish(root, tmp/"whole", False)

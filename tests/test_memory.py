@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 
-from weclip.bench import inputs
-from weclip.segmentation import read_ahead
-from weclip.data import open_data, save_mask
-from weclip.infer import evaluate, predict_stream
-from weclip.model import WeCLIP
-from weclip.scenes import write_scenes
-from weclip.train import train
+from weclip.method.model import WeCLIP
+from weclip.data.pictures import save_mask
+from weclip.data.voc import open_data
+from weclip.world.scenes import write_scenes
+from weclip.engine.train import train
+from weclip.engine.infer import evaluate, predict_stream
+from weclip.use.segmentation import read_ahead
+from weclip.speed.bench import inputs
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")
 

@@ -3,16 +3,18 @@ import json, logging, socket
 
 import numpy as np, open_clip, pytest, torch, torch.nn.functional as F
 from PIL import Image
-from weclip.cam import ROWS, gradcam, pairs
-from weclip.classes import SCENES, ClassSet
+from weclip.method.config import Config, preset, run_name
+from weclip.method.classes import SCENES, ClassSet
+from weclip.method.batch import pairs
+from weclip.method.clip import PLAIN, FrozenCLIP, arch_config, plain_vit
+from weclip.method.cam import ROWS, gradcam
+from weclip.method.model import WeCLIP
+from weclip.data.pictures import preprocess, read_mask
+from weclip.world.scenes import write_scenes
+from weclip.engine.weights import ARCH, build, describe, load_model, read_model, save_model, write_model
+from weclip.engine.infer import predict
+from weclip.use.hub import FILES, from_pretrained, save_pretrained
 from weclip.cli import main
-from weclip.clip import PLAIN, FrozenCLIP, arch_config, plain_vit
-from weclip.config import Config, preset, run_name
-from weclip.data import preprocess, read_mask
-from weclip.hub import FILES, from_pretrained, save_pretrained
-from weclip.infer import predict
-from weclip.model import ARCH, WeCLIP, build, describe, load_model, read_model, save_model, write_model
-from weclip.scenes import write_scenes
 
 TEXT = dict(context_length=77, width=32, heads=2, layers=1)  # the text tower is not what is tested
 
@@ -175,7 +177,7 @@ def test_only_the_three_files_are_sent(run, tmp_path, offline, monkeypatch, caps
         def __init__(self, token): calls.append(token)
         def create_repo(self, repo_id, private, exist_ok): calls.append((repo_id, private, exist_ok))
         def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message): calls.append((repo_id, folder_path, allow_patterns)); return "https://address"
-    monkeypatch.setattr("weclip.hub.HfApi", Client); out = tmp_path/"shared"
+    monkeypatch.setattr("weclip.use.hub.HfApi", Client); out = tmp_path/"shared"
     assert main(["hub", "--checkpoint", str(run[1]), "--out", str(out), "--push", "somebody/birds", *more]) == 0
     assert calls == [None, ("somebody/birds", private, True), ("somebody/birds", str(out), list(FILES))] and "sent: https://address" in capsys.readouterr().out
 

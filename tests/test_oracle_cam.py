@@ -1,7 +1,8 @@
 """GradCAM of all pairs at once against the authors' one call per image and class (float32)."""
 import pytest, torch
 from oracle import close, load, needs_oracle
-from weclip.cam import gradcam, pairs
+from weclip.method.batch import pairs
+from weclip.method.cam import gradcam
 
 pytestmark = needs_oracle
 

@@ -1,7 +1,7 @@
 """The sentences we ask CLIP are, token for token, those of the released code."""
 import pytest, torch
 from oracle import load, needs_oracle
-from weclip.classes import COCO, VOC
+from weclip.method.classes import COCO, VOC
 
 @needs_oracle
 @pytest.mark.parametrize("classes,name", [(VOC, "voc"), (COCO, "coco")])

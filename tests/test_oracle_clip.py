@@ -1,7 +1,7 @@
 """The frozen encoder against the authors' (float32): text features, position embedding, tokens, attention."""
 import pytest, torch
 from oracle import clip_weights, close, load, needs_oracle
-from weclip.clip import encode_tokens, load_clip, resize_pos
+from weclip.method.clip import encode_tokens, load_clip, resize_pos
 
 pytestmark = needs_oracle
 

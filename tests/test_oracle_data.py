@@ -1,6 +1,6 @@
 """Normalisation against the authors' code."""
 from oracle import close, load, needs_oracle
-from weclip.data import preprocess
+from weclip.data.pictures import preprocess
 
 @needs_oracle
 def test_preprocess():

@@ -3,8 +3,8 @@ import json
 
 import torch
 from oracle import ORACLE, close, load, needs_oracle
-from weclip.data import preprocess
-from weclip.infer import dense_crf, fit, fit_size
+from weclip.data.pictures import preprocess
+from weclip.engine.infer import dense_crf, fit, fit_size
 
 @needs_oracle
 def test_long_sides_that_lose_a_pixel():

@@ -2,7 +2,8 @@
 import numpy as np, pytest, torch
 
 from oracle import close, load, needs_oracle
-from weclip.losses import aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, total_loss, upsample, window
+from weclip.method.losses import (
+    aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, total_loss, upsample, window)
 
 pytestmark = needs_oracle
 

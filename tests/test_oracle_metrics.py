@@ -2,7 +2,7 @@
 import pytest, torch
 
 from oracle import close, load, needs_oracle
-from weclip.metrics import confusion, iou, mean_iou, scores
+from weclip.method.metrics import confusion, iou, mean_iou, scores
 
 @pytest.fixture
 def small(): return load("evaluate_small")

@@ -8,13 +8,14 @@ import json, re
 import pytest, torch
 
 from oracle import ORACLE, clip_weights, close, decoder_weights, load, needs_oracle, recipe
-from weclip.data import preprocess
-from weclip.decoder import convert_official
-from weclip.infer import fit
-from weclip.losses import affinity_label, seg_loss_balanced, upsample
-from weclip.model import load_released
-from weclip.par import group, par, upsample_cam, winner, with_background
-from weclip.rfm import bounding_boxes, box_mask, disagreement, gate, refining_map, sinkhorn, transition
+from weclip.method.batch import group
+from weclip.method.decoder import convert_official
+from weclip.method.rfm import bounding_boxes, box_mask, disagreement, gate, refining_map, sinkhorn, transition
+from weclip.method.par import par, upsample_cam, winner, with_background
+from weclip.method.losses import affinity_label, seg_loss_balanced, upsample
+from weclip.data.pictures import preprocess
+from weclip.engine.weights import load_released
+from weclip.engine.infer import fit
 
 pytestmark = needs_oracle
 
@@ -247,7 +248,7 @@ def test_step(training, i):
         close(moved, expected, 1e-3)
 
 def test_learning_rate(model):
-    learning_rate = pytest.importorskip("weclip.train").learning_rate
+    learning_rate = pytest.importorskip("weclip.engine.train").learning_rate
     z = load("optim")
     lr = lambda steps: torch.tensor([learning_rate(int(i), model.cfg) for i in steps], dtype=torch.float64)
     for theirs in z["lr_table"][:, 3:].T: close(lr(z["lr_table"][:, 0]), theirs, 0, 1e-9)

@@ -2,7 +2,8 @@
 import pytest, torch, torch.nn.functional as F
 
 from oracle import close, load, needs_oracle
-from weclip.par import group, par, pseudo_labels, upsample_cam, winner, with_background
+from weclip.method.batch import group
+from weclip.method.par import par, pseudo_labels, upsample_cam, winner, with_background
 
 pytestmark = needs_oracle
 MEAN, STD = torch.tensor([123.675,116.28,103.53]), torch.tensor([58.395,57.12,57.375])

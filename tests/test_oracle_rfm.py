@@ -2,8 +2,9 @@
 import pytest, torch
 
 from oracle import close, load, needs_oracle
-from weclip.par import group
-from weclip.rfm import affinity_map, bounding_boxes, box_mask, disagreement, gate, refine_cam, refining_map, sinkhorn, transition
+from weclip.method.batch import group
+from weclip.method.rfm import (
+    affinity_map, bounding_boxes, box_mask, disagreement, gate, refine_cam, refining_map, sinkhorn, transition)
 
 pytestmark = needs_oracle
 IMG_IDX = torch.tensor([0,1,1,2,2,2,3])  # class sets [9], [6,20], [1,11,20], [11]

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
-from weclip.classes import SCENES, VOC, ClassSet, get_classes, voc_palette
+from weclip.method.classes import SCENES, VOC, ClassSet, get_classes, voc_palette
+from weclip.method.clip import shared_texts, text_features, tokens_of
+from weclip.data.own import (
+    check_pictures, class_counts, find_images, findings, inside, list_folder, open_images, picture_files, readable,
+    rows_csv, stem, told)
+from weclip.world.scenes import write_scenes
+from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model
+from weclip.use.inspection import cam_sheets, inspect_set, survey
+from weclip.use.outputs import writer
 from weclip.cli import config_of, find_pictures, main, parser, refuse_overwriting
-from weclip.clip import shared_texts, text_features, tokens_of
-from weclip.inspection import cam_sheets, inspect_set, survey
-from weclip.model import build, load_backbone, load_model, read_model, save_model
-from weclip.outputs import writer
-from weclip.own import (check_pictures, class_counts, find_images, findings, inside, list_folder, open_images,
-                        picture_files, readable, rows_csv, stem, told)
-from weclip.scenes import write_scenes
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
 FAST = ["--set", "iters=4", "warmup=2", "d=32", "layers=1", "heads=2", "bs=4", "--device", "cpu"]

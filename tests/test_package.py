@@ -31,8 +31,8 @@ def unpacked(tmp_path_factory):
 def test_the_sdist_holds_what_it_is_built_from(unpacked):
     "`setup.py` reads settings.ini, which was not in the archive: a KeyError, and nothing could be installed."
     for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "MANIFEST.in"): assert (unpacked/name).is_file(), name
-    modules = {p.name for p in (ROOT/"weclip").glob("*.py")}
-    assert {p.name for p in (unpacked/"weclip").glob("*.py")} == modules
+    modules, packed = ({p.relative_to(d).as_posix() for p in (d/"weclip").rglob("*.py")} for d in (ROOT, unpacked))
+    assert packed == modules
     assert {p.name for p in (unpacked/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
     assert not (unpacked/"tests").exists(), "tests need the notebooks, which are not in it"
     assert run("setup.py", "--version", cwd=unpacked).splitlines()[-1] == run("setup.py", "--version", cwd=ROOT).splitlines()[-1]

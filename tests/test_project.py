@@ -1,69 +1,149 @@
-"""The repository itself: modules in step with notebooks, clean pages, import order, docstrings, lengths, links, settings."""
-import ast, configparser, importlib, inspect, io, json, re, shlex, shutil, statistics, subprocess, sys, tokenize
+"""The repository itself: modules in step with notebooks, the law of the floors, clean pages, docstrings, lengths, links, settings.
+
+A check loops over all pages or modules and lists every offender at once.
+"""
+import ast
+import configparser
+import importlib
+import inspect
+import io
+import json
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tokenize
 from pathlib import Path
 
-import pytest, yaml
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS = sorted((ROOT/"nbs").glob("*.ipynb"))
+NBS = sorted((ROOT/"nbs").rglob("*.ipynb"))
 EXPERIMENTS = sorted((ROOT/"experiments").glob("*.ipynb"))
-MODULES = sorted(p for p in (ROOT/"weclip").glob("*.py") if not p.name.startswith("_"))
-TEXTS = MODULES + sorted((ROOT/"tests").glob("*.py")) + [ROOT/n for n in ("settings.ini", "setup.py", "_quarto.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")]
+PAGES = NBS + EXPERIMENTS
+MODULES = sorted(p for p in (ROOT/"weclip").rglob("*.py") if not p.name.startswith("_"))
+NAMED = ("settings.ini", "setup.py", "_quarto.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")
+TEXTS = MODULES + sorted((ROOT/"tests").glob("*.py")) + [ROOT/n for n in NAMED]
 INSTALL = {"demo": "python3 -m venv .venv && .venv/bin/pip install -q -e . && .venv/bin/weclip demo",
            "tests": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python tests"}
 PLACES = re.compile("(?<![\\w.])/(?:work|root|tmp|home|Users|mnt)/")  # where somebody's machine would show
 LONG = {"cli.parser": "one line per argument of the command; a list, with nothing to follow"}  # functions of more than 30 lines of code, and why
 
-name = lambda p: p.stem
-pages = pytest.mark.parametrize("nb", NBS + EXPERIMENTS, ids=name)
-modules = pytest.mark.parametrize("module", MODULES, ids=name)
+def cells(nb, kind=None):
+    return [c for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if kind in (None, c["cell_type"])]
 
-def cells(nb, kind=None): return [c for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if kind in (None, c["cell_type"])]
 def source(cell): return "".join(cell["source"])
+
 def text(nb, kind=None): return "\n".join(source(c) for c in cells(nb, kind))
-def exported(nb): return "\n".join(source(c) for c in cells(nb, "code") if re.search(r"^#\| exporti?s?\b", source(c), re.M))
-def default_exp(nb): return (re.findall(r"^#\| default_exp +(\w+)", text(nb, "code"), re.M) or [None])[0]
+
+def name(path): return path.relative_to(ROOT).as_posix()
+
+def default_exp(nb):
+    found = re.findall(r"^#\| default_exp +(\S+)", text(nb, "code"), re.M)
+    return found[0] if found else None
+
+def dotted(module): return ".".join(module.relative_to(ROOT/"weclip").with_suffix("").parts)
+
 def public(module):
-    mod = importlib.import_module(f"weclip.{module.stem}")
+    mod = importlib.import_module(f"weclip.{dotted(module)}")
     return {k: getattr(mod, k) for k in mod.__all__}
 
 # ---- the modules are what the notebooks say
 
 def test_modules_are_exported(tmp_path):
     pytest.importorskip("nbdev", reason="needs the dev extras")
-    for d in ("nbs", "weclip"): shutil.copytree(ROOT/d, tmp_path/d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for d in ("nbs", "weclip"):
+        shutil.copytree(ROOT/d, tmp_path/d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for f in ("settings.ini", "README.md"): shutil.copy(ROOT/f, tmp_path)
-    for p in (tmp_path/"weclip").glob("*.py"):
+    for p in (tmp_path/"weclip").rglob("*.py"):
         if p.name != "__init__.py": p.unlink()
-    code = "import sys; sys.path.insert(0, '.'); from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; nbdev_export()"
+    code = "import sys; sys.path.insert(0, '.'); from nbdev.doclinks import nbdev_export; nbdev_export()"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    ours, fresh = ({p.name: p.read_text(encoding="utf-8") for p in (d/"weclip").glob("*.py")} for d in (ROOT, tmp_path))
+    ours, fresh = ({p.relative_to(d).as_posix(): p.read_text(encoding="utf-8") for p in (d/"weclip").rglob("*.py")} for d in (ROOT, tmp_path))
     assert sorted(ours) == sorted(fresh)
     assert not (odd := [k for k in ours if ours[k] != fresh[k]]), f"run nbdev_export: {odd}"
 
 def test_one_notebook_per_module():
     exps = [e for e in map(default_exp, NBS) if e and e != "__main__"]  # `python -m weclip`, which MODULES leaves out with the other _names
-    assert sorted(exps) == sorted(set(exps)) == [m.stem for m in MODULES]
+    assert sorted(exps) == sorted(set(exps)) == sorted(map(dotted, MODULES))
+
+# ---- the law: a module imports only from floors below its own, and in its own folder only from pages before it
+
+FLOORS = [{"machine"}, {"method"}, {"data", "world"}, {"engine"}, {"use", "lab", "speed"}, {"cli"}, {"__main__"}]
+FLOOR = {folder: i for i, folders in enumerate(FLOORS) for folder in folders}
+NUMBER = {default_exp(nb): nb.stem[:2] for nb in NBS if default_exp(nb)}
+
+def imports(module):
+    "Modules of ours that a module imports, dotted."
+    package = dotted(module).split(".")[:-1]
+    for n in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(n, ast.ImportFrom) and n.level:
+            above = package[:len(package) - n.level + 1]
+            yield ".".join([*above, n.module]) if n.module else ".".join([*above, n.names[0].name])
+
+def is_below(low, high):
+    "May module `high` import module `low`?"
+    a, b = low.split(".")[0], high.split(".")[0]
+    if a == b: return NUMBER[low] < NUMBER[high]
+    if b == "method": return False  # it is the paper, and imports nothing else of ours
+    return FLOOR[a] < FLOOR[b]
+
+def test_the_law_by_hand():
+    assert is_below("method.config", "method.classes") and not is_below("method.rfm", "method.cam")
+    assert is_below("method.model", "data.voc") and is_below("machine", "cli") and is_below("machine", "data.voc")
+    assert not is_below("data.viz", "world.scenes") and not is_below("machine", "method.clip") and not is_below("cli", "use.hub")
+
+def test_imports_point_down():
+    up = [f"{dotted(m)} imports {low}" for m in MODULES for low in imports(m) if not is_below(low, dotted(m))]
+    assert not up
+
+def test_numbers_are_inside_a_folder():
+    "Two digits and no letter; the folder of a page is that of its module."
+    for nb in NBS:
+        folder = nb.parent.relative_to(ROOT/"nbs").as_posix()
+        if folder == ".": assert re.fullmatch(r"[a-z]+", nb.stem), name(nb)
+        else:
+            assert re.fullmatch(r"\d_[a-z]+", folder) and re.fullmatch(r"\d\d_[a-z_]+", nb.stem), name(nb)
+            if default_exp(nb): assert default_exp(nb) == f"{folder[2:]}.{nb.stem[3:]}", name(nb)
+    for folder in {nb.parent for nb in NBS} - {ROOT/"nbs"}:
+        numbers = [int(nb.stem[:2]) for nb in sorted(folder.glob("*.ipynb"))]
+        assert numbers == list(range(len(numbers))), f"{folder.name}: {numbers}"
+
+def test_modules_import_no_tool():
+    for module in MODULES:
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+        assert not names & {"nbdev", "IPython", "experiments", "tests"}, name(module)
+
+def test_modules_run_no_foreign_code():
+    "Neither eval nor exec, and pickles only through readers that refuse code."
+    for module in MODULES:
+        for n in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if not isinstance(n, ast.Call): continue
+            call, where = ast.unparse(n.func), f"{name(module)}, line {n.lineno}"
+            assert call not in {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"}, f"{where}: {call}"
+            if call == "torch.load": assert "weights_only=True" in ast.unparse(n), f"{where}: torch.load without weights_only=True"
+            if call.endswith("np.load"): assert "allow_pickle=True" not in ast.unparse(n), f"{where}: np.load of pickles"
 
 # ---- pages
 
-@pages
-def test_page_is_clean(nb):
-    data = json.loads(nb.read_text(encoding="utf-8"))
-    assert set(data["metadata"]) <= {"kernelspec"}
-    assert len({c["id"] for c in data["cells"]}) == len(data["cells"])
-    for c in data["cells"]:
-        assert set(c["metadata"]) <= {"tags"}, f"run nbdev_clean: {c['metadata']}"
-        for o in c.get("outputs", []):
-            assert o["output_type"] != "error" and o.get("name") != "stderr", f"{c['id']} ends in an error or a warning"
-            assert not o.get("metadata") and o.get("execution_count") is None
-        assert c.get("execution_count") is None, f"run nbdev_clean: {c['id']}"
-
-@pages
-def test_page_is_stored_by_lines(nb):
-    "As Jupyter stores it; a cell in one string is a diff that nobody can read."
-    odd = [c["id"] for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if isinstance(c["source"], str) and "\n" in c["source"]]
-    assert not odd, f"rewrite it with nbformat: import nbformat as n; n.write(n.read('{nb.name}', 4), '{nb.name}')"
+def test_pages_are_clean():
+    for nb in PAGES:
+        data = json.loads(nb.read_text(encoding="utf-8"))
+        assert set(data["metadata"]) <= {"kernelspec"}, name(nb)
+        assert len({c["id"] for c in data["cells"]}) == len(data["cells"]), f"{name(nb)}: two cells of one id"
+        for c in data["cells"]:
+            where = f"{name(nb)}, {c['id']}"
+            assert set(c["metadata"]) <= {"tags"} and c.get("execution_count") is None, f"{where}: run nbdev_clean"
+            whole = isinstance(c["source"], str) and "\n" in c["source"]
+            assert not whole, f"{where}: a cell in one string is a diff that nobody can read; write the notebook with nbformat"
+            for o in c.get("outputs", []):
+                assert o["output_type"] != "error" and o.get("name") != "stderr", f"{where} ends in an error or a warning"
+                assert not o.get("metadata") and o.get("execution_count") is None, f"{where}: run nbdev_clean"
 
 def shown(nb):
     "All text of a page: cells and what they printed, pictures apart."
@@ -71,90 +151,53 @@ def shown(nb):
     prints = ("".join(t) for o in outputs for k, t in [("text", o.get("text", ""))] + list(o.get("data", {}).items()) if not k.startswith("image/"))
     return "\n".join([text(nb), *prints])
 
-@pages
-def test_page_names_no_machine(nb): assert not PLACES.findall(shown(nb))
+def test_nothing_names_a_machine():
+    assert not [name(nb) for nb in PAGES if PLACES.search(shown(nb))]
+    assert not [name(p) for p in TEXTS if PLACES.search(p.read_text(encoding="utf-8"))]
 
-@pytest.mark.parametrize("file", TEXTS, ids=lambda p: p.name)
-def test_text_names_no_machine(file): assert not PLACES.findall(file.read_text(encoding="utf-8"))
+def test_pages_are_small():
+    for nb in PAGES:
+        pictures = [v for c in cells(nb) for o in c.get("outputs", []) for k, v in o.get("data", {}).items() if k.startswith("image/")]
+        sizes = [round(len("".join(p))*.75) for p in pictures]
+        assert nb.stat().st_size <= 150_000 and len(cells(nb)) <= 60 and len(pictures) <= 4, name(nb)
+        assert all(n <= 40_000 for n in sizes), f"{name(nb)}: {sizes}"
 
-@pages
-def test_page_is_small(nb):
-    pictures = [v for c in cells(nb) for o in c.get("outputs", []) for k, v in o.get("data", {}).items() if k.startswith("image/")]
-    assert nb.stat().st_size <= 150_000 and len(cells(nb)) <= 60 and len(pictures) <= 4
-    assert all(len("".join(p))*3/4 <= 40_000 for p in pictures), [round(len("".join(p))*.75) for p in pictures]
+def test_pages_have_title_and_subtitle():
+    for nb in PAGES:
+        first = cells(nb)[0]
+        assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n+> \S", source(first)), name(nb)
+        assert len(re.findall(r"^# ", text(nb, "markdown"), re.M)) == 1, f"{name(nb)}: one title, then ## sections"
 
-@pages
-def test_page_has_title_and_subtitle(nb):
-    first = cells(nb)[0]
-    assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n+> \S", source(first))
-    assert len(re.findall(r"^# ", text(nb, "markdown"), re.M)) == 1, "one title, then ## sections"
-
-@pages
-def test_imports_stand_alone(nb):
+def test_imports_stand_alone():
     "A cell that imports does nothing else, because building the pages runs such cells alone."
-    for c in cells(nb, "code"):
-        if "#| eval: false" in source(c) or re.search(r"^\s*[%!]", source(c), re.M): continue
-        kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source(c)).body}
-        assert len(kinds) <= 1, source(c)[:200]
-
-# ---- a notebook imports only those below it
-
-def uses(code):
-    "Modules of weclip that `code` imports."
-    for n in ast.walk(ast.parse(code)):
-        if isinstance(n, ast.ImportFrom):
-            if n.level: yield from [n.module.split(".")[0]] if n.module else [a.name for a in n.names]
-            elif n.module == "weclip": yield from (a.name for a in n.names)
-            elif n.module and n.module.startswith("weclip."): yield n.module.split(".")[1]
-        elif isinstance(n, ast.Import): yield from (a.name.split(".")[1] for a in n.names if a.name.startswith("weclip."))
-
-def number(nb): return nb.stem.split("_")[0]  # "13", or "13b" for a page that came between
-
-NUMBER = {default_exp(nb): number(nb) for nb in NBS if default_exp(nb)}
-
-@pytest.mark.parametrize("nb", [nb for nb in NBS if default_exp(nb)], ids=name)
-def test_imports_point_down(nb):
-    code = "\n".join(s for c in cells(nb, "code") if not re.search(r"^\s*[%!]", s := source(c), re.M))
-    own = default_exp(nb)
-    late = [f"{NUMBER[m]}_{m}" for m in set(uses(code)) if m in NUMBER and NUMBER[m] >= number(nb) and m != own]
-    assert not late, f"imports from {late}"
-
-@modules
-def test_module_imports_no_tool(module):
-    tree = ast.parse(module.read_text(encoding="utf-8"))
-    names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    names |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
-    assert not names & {"nbdev", "IPython", "experiments", "tests"}
-
-@modules
-def test_module_runs_no_foreign_code(module):
-    "Neither eval nor exec, and pickles only through readers that refuse code."
-    for n in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if not isinstance(n, ast.Call): continue
-        call = ast.unparse(n.func)
-        assert call not in {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"}, f"line {n.lineno}: {call}"
-        if call == "torch.load": assert "weights_only=True" in ast.unparse(n), f"line {n.lineno}: torch.load without weights_only=True"
-        if call.endswith("np.load"): assert "allow_pickle=True" not in ast.unparse(n), f"line {n.lineno}: np.load of pickles"
+    for nb in PAGES:
+        for c in cells(nb, "code"):
+            if "#| eval: false" in source(c) or re.search(r"^\s*[%!]", source(c), re.M): continue
+            kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source(c)).body}
+            assert len(kinds) <= 1, f"{name(nb)}: {source(c)[:200]}"
 
 # ---- documentation and length
 
-@modules
-def test_public_names_are_documented(module):
-    for k, v in public(module).items():
-        if inspect.isclass(v) or inspect.isfunction(v): assert inspect.getdoc(v) and v.__doc__, f"{module.stem}.{k} has no docstring"
-        assert k.startswith("_") or re.search(rf"\b{k}\b", text(ROOT/"nbs"/f"{NUMBER[module.stem]}_{module.stem}.ipynb"))
+def page_of(module): return next(nb for nb in NBS if default_exp(nb) == dotted(module))
+
+def test_public_names_are_documented():
+    for module in MODULES:
+        said = text(page_of(module))
+        for k, v in public(module).items():
+            if inspect.isclass(v) or inspect.isfunction(v): assert inspect.getdoc(v) and v.__doc__, f"{dotted(module)}.{k} has no docstring"
+            assert k.startswith("_") or re.search(rf"\b{k}\b", said), f"{dotted(module)}.{k}"
 
 def functions():
     "Every function in the modules: (module.name, lines of code without signature, docstring and comments)."
     for m in MODULES:
-        src = m.read_text(encoding="utf-8"); tree = ast.parse(src)
+        src = m.read_text(encoding="utf-8")
         code = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(src).readline)
                 if t.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)}
-        for f in ast.walk(tree):
+        for f in ast.walk(ast.parse(src)):
             if not isinstance(f, ast.FunctionDef): continue
             body = f.body[1:] if ast.get_docstring(f) is not None else f.body
             lines = {l for s in body for l in range(s.lineno, s.end_lineno + 1)}
-            yield f"{m.stem}.{f.name}", max(1, len(lines & code)) if body else 0
+            yield f"{dotted(m)}.{f.name}", max(1, len(lines & code)) if body else 0
 
 def test_functions_are_short():
     sizes = list(functions())
@@ -164,13 +207,22 @@ def test_functions_are_short():
 def undocumented():
     "Parameters of public functions without a comment in the signature."
     for m in MODULES:
-        src = m.read_text(encoding="utf-8"); lines = src.splitlines(); names = set(public(m))
+        src = m.read_text(encoding="utf-8")
+        lines, names = src.splitlines(), set(public(m))
         for f in ast.parse(src).body:
             if not isinstance(f, ast.FunctionDef) or f.name not in names: continue
             for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs:
-                if "#" not in lines[a.end_lineno - 1]: yield f"{m.stem}.{f.name}({a.arg})"
+                if "#" not in lines[a.end_lineno - 1]: yield f"{dotted(m)}.{f.name}({a.arg})"
 
 def test_parameters_are_documented(): assert not list(undocumented())
+
+# ---- the front
+
+def test_front_names_exist_and_load_nothing_early():
+    import weclip
+    for k in weclip.__all__: assert callable(getattr(weclip, k)), k
+    code = "import weclip, sys; weclip.__version__; dir(weclip); sys.exit(bool({'torch', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 # ---- pages in the site, links, settings
 
@@ -185,9 +237,14 @@ def test_quarto_lists_every_page():
     assert conf["project"]["type"] == "website" and conf["execute"]["enabled"] is False
     files = [s for s in strings(conf) if re.search(r"\.(ipynb|md|qmd|css|scss|yml|png|svg)$", s) and "*" not in s]
     assert not (lost := [f for f in files if not (ROOT/f).is_file()]), f"_quarto.yml lists files that do not exist: {lost}"
-    listed = set(strings(conf["website"]["sidebar"]))
-    missing = [p for nb in NBS + EXPERIMENTS if (p := nb.relative_to(ROOT).as_posix()) not in listed]
+    listed = [s for s in strings(conf["website"]["sidebar"]) if s.endswith(".ipynb")]
+    missing = [p for nb in PAGES if (p := name(nb)) not in listed]
     assert not missing, f"add to the sidebar in _quarto.yml: {missing}"
+    for folder in {Path(f).parent for f in listed if re.match(r"nbs/\d", f)}:
+        chapter = [f for f in listed if Path(f).parent == folder]
+        assert chapter == sorted(chapter), f"{folder}: the sidebar has another order"
+    rendered = [p for pattern in conf["project"]["render"] for p in ROOT.glob(pattern)]
+    assert not (lost := [name(nb) for nb in PAGES if nb not in rendered]), f"not rendered: {lost}"
 
 MATHML = set("""alpha approx bar begin beta Big big bmod cdot cdots cos cup dots ell end epsilon eta exp frac gamma ge hat in infty kappa lambda lceil ldots le
 left leftarrow lfloor ln log lVert mathcal mathrm max min mu nabla ne odot operatorname overline phi pi pm propto qquad quad rceil rfloor rho right Rightarrow rVert
@@ -203,45 +260,42 @@ def test_mathematics_needs_no_network():
     conf = yaml.safe_load((ROOT/"_quarto.yml").read_text(encoding="utf-8"))
     assert conf["format"]["html"]["html-math-method"] == "mathml"
     assert sum(len(formulas(nb)) for nb in NBS) > 400, "formulas are no longer found"
-    odd = {nb.name: bad for nb in NBS + EXPERIMENTS if (bad := set(re.findall(r"\\([a-zA-Z]+)", " ".join(formulas(nb)))) - MATHML)}
+    odd = {name(nb): bad for nb in PAGES if (bad := set(re.findall(r"\\([a-zA-Z]+)", " ".join(formulas(nb)))) - MATHML)}
     assert not odd, f"convert them with `pandoc -t html --mathml`, and add what becomes right MathML to MATHML: {odd}"
 
 def test_pandoc_converts_every_formula():
     "By the program that Quarto itself calls."
     if not shutil.which("pandoc"): pytest.skip("no pandoc on this machine")
-    pages = "\n\n".join(text(nb, "markdown") for nb in NBS + EXPERIMENTS)
+    pages = "\n\n".join(text(nb, "markdown") for nb in PAGES)
     r = subprocess.run(["pandoc", "-f", "markdown", "-t", "html", "--mathml"], input=pages, capture_output=True, text=True, check=True, encoding="utf-8")
     assert "Could not convert" not in r.stderr, r.stderr
-    assert r.stdout.count("<math") == sum(len(formulas(nb)) for nb in NBS + EXPERIMENTS)
+    assert r.stdout.count("<math") == sum(len(formulas(nb)) for nb in PAGES)
 
 def test_index_maps_every_page():
     front = text(ROOT/"nbs"/"index.ipynb", "markdown")
-    assert not (missing := [nb.name for nb in NBS if nb.stem != "index" and f"]({nb.name})" not in front]), f"add to the map in nbs/index.ipynb: {missing}"
+    missing = [p for nb in NBS if nb.stem != "index" and f"]({(p := nb.relative_to(ROOT/'nbs').as_posix())})" not in front]
+    assert not missing, f"add to the map in nbs/index.ipynb: {missing}"
 
-def test_index_names_what_there_is():
-    front = text(ROOT/"nbs"/"index.ipynb", "markdown")
-    for stem, names in re.findall(r"\]\((\d\d[a-z]?_\w+)\.ipynb\) *\|[^|]*\|([^|\n]*)\|", front):
-        module = default_exp(ROOT/"nbs"/f"{stem}.ipynb")
-        exports = importlib.import_module(f"weclip.{module}").__all__ if module else []
-        assert not (odd := set(re.findall(r"`(\w+)`", names)) - set(exports)), f"{stem} does not export {odd}"
-
-@pytest.mark.parametrize("page", [ROOT/"nbs"/"index.ipynb", ROOT/"README.md"], ids=name)
-def test_examples_import(page):
+def test_examples_import():
     "What the examples on the front pages import exists."
-    md = text(page, "markdown") if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
-    for code in re.findall(r"```python\n(.*?)```", md, re.S):
-        for n in ast.walk(ast.parse(code)):
-            if isinstance(n, ast.ImportFrom) and n.module.startswith("weclip"):
-                assert all(hasattr(importlib.import_module(n.module), a.name) for a in n.names), ast.unparse(n)
+    for md in (text(ROOT/"nbs"/"index.ipynb", "markdown"), (ROOT/"README.md").read_text(encoding="utf-8")):
+        for code in re.findall(r"```python\n(.*?)```", md, re.S):
+            for n in ast.walk(ast.parse(code)):
+                if isinstance(n, ast.ImportFrom) and n.module.startswith("weclip"):
+                    assert all(hasattr(importlib.import_module(n.module), a.name) for a in n.names), ast.unparse(n)
 
-@pytest.mark.parametrize("page", NBS + EXPERIMENTS + [ROOT/"README.md", ROOT/"CONTRIBUTING.md", ROOT/"CHANGELOG.md"], ids=name)
-def test_links_resolve(page):
-    md = text(page, "markdown") if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
-    links = [l for l in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", md, flags=re.S)) if not re.match(r"https?:|mailto:|#|attachment:", l)]
-    assert not (dead := [l for l in links if not (page.parent/l.split("#")[0]).exists()]), dead
+def test_links_resolve():
+    dead = []
+    for page in PAGES + [ROOT/"README.md", ROOT/"CONTRIBUTING.md", ROOT/"CHANGELOG.md"]:
+        md = text(page, "markdown") if page.suffix == ".ipynb" else page.read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", md, flags=re.S))
+        inside = [l for l in links if not re.match(r"https?:|mailto:|#|attachment:", l)]
+        dead += [f"{name(page)}: {l}" for l in inside if not (page.parent/l.split("#")[0]).exists()]
+    assert not dead
 
 def settings():
-    conf = configparser.ConfigParser(delimiters=["="]); conf.read(ROOT/"settings.ini", encoding="utf-8")
+    conf = configparser.ConfigParser(delimiters=["="])
+    conf.read(ROOT/"settings.ini", encoding="utf-8")
     return conf["DEFAULT"]
 
 def test_settings():
@@ -283,22 +337,19 @@ def test_rows_are_counted():
     md = "text\n\n| a | b |\n|---|---|\n| `x\\|y` | 2 |\n| `x|y` | 2 |\n\n```\n| no table\n```\n"
     assert [[n for n, _ in t] for t in tables(md)] == [[2, 2, 2, 3]]
 
-PLAIN = [ROOT/n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "nbs/measured.md", "weclip/assets/README.md")]
+PLAIN = [ROOT/n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "nbs/7_speed/measured.md", "weclip/assets/README.md")]
 
-@pytest.mark.parametrize("page", NBS + EXPERIMENTS + PLAIN, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_table_rows_are_complete(page):
+def test_table_rows_are_complete():
     "A row of another length than the head: nbconvert printed the front page's map as one paragraph of bars."
-    for md in texts(page):
-        for table in tables(md):
-            assert len(table) > 1 and re.fullmatch(r"[\s|:-]+", table[1][1]), f"no rule below {table[0][1]!r}"
-            assert not (odd := [line for n, line in table if n != table[0][0]]), f"expected {table[0][0]} cells: {odd}"
+    for page in PAGES + PLAIN:
+        for table in (t for md in texts(page) for t in tables(md)):
+            assert len(table) > 1 and re.fullmatch(r"[\s|:-]+", table[1][1]), f"{name(page)}: no rule below {table[0][1]!r}"
+            odd = [line for n, line in table if n != table[0][0]]
+            assert not odd, f"{name(page)}: expected {table[0][0]} cells: {odd}"
 
 # ---- the two commands
 
 def test_ci_runs_the_second_command(): assert INSTALL["tests"] in (ROOT/".ci"/"run").read_text(encoding="utf-8").splitlines()
 
 @pytest.mark.parametrize("which", INSTALL)
-def test_readme_has_the_command(which):
-    readme = (ROOT/"README.md").read_text(encoding="utf-8")
-    if not readme.strip(): pytest.skip("README.md is still empty")
-    assert INSTALL[which] in readme.splitlines()
+def test_readme_has_the_command(which): assert INSTALL[which] in (ROOT/"README.md").read_text(encoding="utf-8").splitlines()

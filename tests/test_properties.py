@@ -5,16 +5,18 @@ import numpy as np, open_clip, pytest, torch, torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch.testing import assert_close
 
-from weclip.cam import gradcam, group, minmax, pairs, slots
-from weclip.clip import FrozenCLIP
-from weclip.config import preset
-from weclip.data import NORMS, crop_pad, preprocess, random_crop
-from weclip.infer import fit_size, multi_scale_logits, predict
-from weclip.losses import aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, seg_loss_ce, total_loss
-from weclip.metrics import confusion, iou, mean_iou, scores
-from weclip.par import affinity, diffuse, offsets, par, pseudo_labels, upsample_cam, winner, with_background
-from weclip.rfm import (affinity_map, box_mask, components, disagreement, gate, gated_mean, is_dynamic, refine_cam, refining_map, rfm,
-                        sinkhorn, transition)
+from weclip.method.config import preset
+from weclip.method.batch import group, minmax, pairs, slots
+from weclip.method.clip import FrozenCLIP
+from weclip.method.cam import gradcam
+from weclip.method.rfm import (
+    affinity_map, box_mask, components, disagreement, gate, gated_mean, is_dynamic, refine_cam, refining_map, rfm,
+    sinkhorn, transition)
+from weclip.method.par import affinity, diffuse, offsets, par, pseudo_labels, upsample_cam, winner, with_background
+from weclip.method.losses import aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, seg_loss_ce, total_loss
+from weclip.method.metrics import confusion, iou, mean_iou, scores
+from weclip.data.pictures import NORMS, crop_pad, preprocess, random_crop
+from weclip.engine.infer import fit_size, multi_scale_logits, predict
 
 settings.register_profile("weclip", deadline=None, derandomize=True, database=None, max_examples=50,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT/"nbs").glob("*.ipynb")) + sorted((ROOT/"experiments").glob("*.ipynb")) + [ROOT/"README.md"]
+PAGES = sorted((ROOT/"nbs").rglob("*.ipynb")) + sorted((ROOT/"experiments").glob("*.ipynb")) + [ROOT/"README.md"]
 CITED = {"CLIP-ES": {29}, "GradCAM": {29, 41}, "AFA": {39}, "Sinkhorn": {42}, "ToCo": {40}, "MCTformer": {52}, "reproduced by": {33}}
 SECTIONS = {"1", "2.1", "2.2", "3.1", "3.2", "3.3", "3.4", "4.1", "4.2", "4.3", "4.4", "4.5", "5"}
 PRINTED = {  # as in the paper, blanks apart

@@ -3,11 +3,12 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from threading import Thread
 import nbformat, pytest
+from weclip.machine import code_digest
+from weclip.method.config import to_dict
+from weclip.lab.kernels import Job, cards_for, execute, executed, failure_file, local
+from weclip.lab.plan import plan, run_config, run_parameters
+from weclip.lab.runner import hold, read_places, run_tables, set_up, show_plan
 from weclip.cli import main
-from weclip.config import to_dict
-from weclip.kernels import Job, cards_for, execute, executed, failure_file, local
-from weclip.runner import hold, read_places, run_tables, set_up, show_plan
-from weclip.tables import code_digest, plan, run_config, run_parameters
 
 RUNS = plan(["table4"], quick=True)
 FIRST, SECOND = (r.name for r in RUNS)
@@ -76,7 +77,7 @@ def running(grid, name):
 
 def command(grid, *more):
     "The command in a process of its own, which hears Ctrl-C even where the tests run in the background and do not."
-    code = "import json, signal, sys; from weclip.runner import run_tables, set_up\nsignal.signal(signal.SIGINT, signal.default_int_handler)\ntry: sys.exit(run_tables(set_up(**json.loads(sys.argv[1]))))\nexcept KeyboardInterrupt: sys.exit(130)"
+    code = "import json, signal, sys; from weclip.lab.runner import run_tables, set_up\nsignal.signal(signal.SIGINT, signal.default_int_handler)\ntry: sys.exit(run_tables(set_up(**json.loads(sys.argv[1]))))\nexcept KeyboardInterrupt: sys.exit(130)"
     args = {k: str(v) if isinstance(v, Path) else v for k, v in grid.items()}
     return subprocess.Popen([sys.executable, "-c", code, json.dumps(args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -270,8 +271,8 @@ def test_the_collecting_page_needs_no_photographs(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="VOCtrainval"): run_tables(set_up(["table4"], **places))
 
 def test_one_card_of_two(monkeypatch):
-    monkeypatch.setattr("weclip.kernels.gpus", lambda: ["3", "5"]); seen = []
-    monkeypatch.setattr("weclip.kernels.execute", lambda job, env, live: seen.append(env) or "")
+    monkeypatch.setattr("weclip.lab.kernels.gpus", lambda: ["3", "5"]); seen = []
+    monkeypatch.setattr("weclip.lab.kernels.execute", lambda job, env, live: seen.append(env) or "")
     for device, cards in (None, ["3", "5"]), ("cuda", ["3", "5"]), ("cuda:1", ["5"]):
         assert cards_for(device) == cards
         call, name = local(2, device); seen.clear(); call(None, {}); call(None, {})

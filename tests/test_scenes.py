@@ -2,9 +2,10 @@
 import json
 import numpy as np
 from PIL import Image
-from weclip.classes import SCENES
-from weclip.data import open_data, read_mask
-from weclip.scenes import STREAMS, draw_split, write_scenes
+from weclip.method.classes import SCENES
+from weclip.data.pictures import read_mask
+from weclip.data.voc import open_data
+from weclip.world.scenes import STREAMS, draw_split, write_scenes
 
 def test_a_folder_is_drawn_once_and_drawn_alike(tmp_path):
     a = write_scenes(tmp_path/"a", train=4, val=2, workers=1)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 
-from weclip.infer import predict_stream
-from weclip.machine import BrokenProcessPool, Processes
-from weclip.scenes import draw_scene, parallel_map, write_scenes
-from weclip.segmentation import cached_model, segment_stream
+from weclip.machine import BrokenProcessPool, Processes, parallel_map
+from weclip.world.scenes import draw_scene, write_scenes
+from weclip.engine.infer import predict_stream
+from weclip.use.segmentation import cached_model, segment_stream
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,11 +24,11 @@ def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/
 
 WITHOUT_PROCESSES = """
 import hashlib, torch
-from weclip.data import open_data
-from weclip.infer import evaluate, predict_stream
-from weclip.job import demo
-from weclip.scenes import write_scenes
-from weclip.segmentation import cached_model, segment_stream
+from weclip.data.voc import open_data
+from weclip.engine.infer import evaluate, predict_stream
+from weclip.engine.job import demo
+from weclip.world.scenes import write_scenes
+from weclip.use.segmentation import cached_model, segment_stream
 print("start")
 root = write_scenes("drawn", train=3, val=2)
 model = cached_model(device="cpu")
@@ -55,10 +55,10 @@ def test_scripts_without_a_main_guard_run(tmp_path):
     assert masks == "True " + hashlib.sha256(b"".join(x.tobytes() for _, x in ids)).hexdigest()  # as with a process: no number changes
 
 ASKED = {
-    "predict_stream": "from weclip.segmentation import cached_model\nfrom weclip.infer import predict_stream\nimport numpy as np\n"
+    "predict_stream": "from weclip.use.segmentation import cached_model\nfrom weclip.engine.infer import predict_stream\nimport numpy as np\n"
                       "samples = [(k, np.zeros((40, 40, 3), np.uint8)) for k in range(3)]\nprint(len(list(predict_stream(cached_model(device='cpu'), samples, workers=2))))",
-    "write_scenes": "from weclip.scenes import write_scenes\nprint(write_scenes('drawn', train=40, val=0, workers=2))",
-    "drawing": "from weclip.job import demo\nprint(demo('run', train=40, val=2, drawing=None, iters=2))",
+    "write_scenes": "from weclip.world.scenes import write_scenes\nprint(write_scenes('drawn', train=40, val=0, workers=2))",
+    "drawing": "from weclip.engine.job import demo\nprint(demo('run', train=40, val=2, drawing=None, iters=2))",
 }
 
 @pytest.mark.parametrize("what", ASKED)
@@ -82,7 +82,7 @@ def kill_worker(pool):
 
 def test_a_killed_crf_worker_costs_no_picture(monkeypatch, caplog):
     "BrokenProcessPool ended a prediction of thousands of pictures, because one process had been killed for want of memory."
-    import weclip.infer as infer
+    import weclip.engine.infer as infer
     pools, real = [], infer.crf_pool
     monkeypatch.setattr(infer, "crf_pool", lambda n: (pools.append(real(n)), pools[0])[1])
     samples = [(k, draw_scene(k, (64, 80)).img) for k in range(6)]

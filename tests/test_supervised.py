@@ -1,16 +1,17 @@
 """What would spoil the page of `supervised`: that nothing of the weak branch runs, that a stopped run resumes, and that padding does not count."""
 import numpy as np, open_clip, pytest, torch
-import weclip.model
-from weclip.classes import SCENES
-from weclip.clip import FrozenCLIP
-from weclip.config import preset
-from weclip.data import Batch, SegData, open_data, save_mask
-from weclip.losses import seg_loss_ce, upsample
-from weclip.model import WeCLIP
-from weclip.pseudo import score_stages
-from weclip.scenes import write_scenes
-from weclip.supervised import loss_for, supervised_loss
-from weclip.train import train, weak_loss
+import weclip.method.model
+from weclip.method.config import preset
+from weclip.method.classes import SCENES
+from weclip.method.clip import FrozenCLIP
+from weclip.method.losses import seg_loss_ce, upsample
+from weclip.method.model import WeCLIP
+from weclip.data.pictures import save_mask
+from weclip.data.voc import Batch, SegData, open_data
+from weclip.world.scenes import write_scenes
+from weclip.engine.train import train, weak_loss
+from weclip.engine.supervised import loss_for, supervised_loss
+from weclip.engine.pseudo import score_stages
 
 def toy(**kw):
     torch.manual_seed(0)
@@ -32,7 +33,7 @@ def data(tmp_path_factory):
 
 def test_runs_nothing_of_the_weak_branch(monkeypatch):
     def refuse(*a, **k): raise AssertionError("called")
-    for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss", "text_features"): monkeypatch.setattr(weclip.model, name, refuse)
+    for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss", "text_features"): monkeypatch.setattr(weclip.method.model, name, refuse)
     losses, out = supervised_loss(toy(), random_batch())
     assert out.cam is None and losses.aff == 0 and losses.total is losses.seg
 

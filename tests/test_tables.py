@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from grid import HOLES, unfinished
-from weclip.compare import effects, figure_run, put_between, show, summary, verdicts
-from weclip.config import MENDED, PAPER, PROFILES, to_dict
-from weclip.tables import (BLIND, CODE, DIFFERENCES, DRAWN, GRID, QUICK, QUICK_SIZES, SNAPSHOTS, TABLES, base, code_digest, collect, keeps_features,
-                           plan, read_mode, read_results, run_config, run_parameters, syntax)
+from test_project import imports
+from weclip.machine import CODE, code_digest, syntax
+from weclip.method.config import MENDED, PAPER, PROFILES, read_mode, to_dict
+from weclip.lab.plan import (
+    BLIND, DIFFERENCES, DRAWN, GRID, QUICK, QUICK_SIZES, SNAPSHOTS, TABLES, base, collect, keeps_features, plan,
+    read_results, run_config, run_parameters)
+from weclip.lab.results import effects, figure_run, put_between, show, summary, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT/"experiments"
@@ -162,12 +165,12 @@ def test_a_figure_says_what_it_lacks(results, tmp_path):
 
 def test_digest_is_of_all_that_a_number_can_depend_on():
     "The modules that the job imports, and those they import; left out are settings, which name the run, and what only shows or plans."
-    def uses(module):
-        tree = ast.parse((ROOT/"weclip"/f"{module}.py").read_text(encoding="utf-8"))
-        return {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
-    seen, todo = set(), {"job"}
-    while todo: m = todo.pop(); seen.add(m); todo |= uses(m) - seen
-    assert seen - set(CODE) == {"config", "viz", "bench", "machine", "memory", "plain", "tables"} and set(CODE) <= seen
+    seen, todo = set(), {"engine.job"}
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        todo |= set(imports(ROOT/"weclip"/f"{module.replace('.', '/')}.py")) - seen
+    assert seen - set(CODE) == {"machine", "method.config", "data.viz"} and set(CODE) <= seen
     assert syntax(ast.parse("x = f(1)  # a")) == syntax(ast.parse("x = f(\n    1)")) != syntax(ast.parse("x = f(2)"))
     assert "Constant" not in json.dumps(syntax(ast.parse("f'{a:{b}}'")))  # Python 3.12.0 and 3.12.1 put an empty text behind {b}
 
@@ -177,17 +180,17 @@ def test_digest_does_not_ask_in_which_module_a_function_stands(monkeypatch):
     before = code_digest()
     moved = {}
     for name in CODE:
-        moved[name] = (ROOT/"weclip"/f"{name}.py").read_text(encoding="utf-8")
-    cut = moved["metrics"].index("\n# %%")  # all of metrics goes to the end of losses
-    moved["losses"] += moved["metrics"][cut:]
-    moved["metrics"] = '"Moved."\nfrom .losses import scores\n'
+        moved[name] = (ROOT/"weclip"/f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+    cut = moved["method.metrics"].index("\n# %%")  # all of metrics goes to the end of losses
+    moved["method.losses"] += moved["method.metrics"][cut:]
+    moved["method.metrics"] = '"Moved."\nfrom .losses import scores\n'
     class Folder:
         def __truediv__(self, name):
-            return SimpleNamespace(read_text=lambda encoding: moved[name.removesuffix(".py")])
-    monkeypatch.setattr("weclip.tables.files", lambda package: Folder())
+            return SimpleNamespace(read_text=lambda encoding: moved[name.removesuffix(".py").replace("/", ".")])
+    monkeypatch.setattr("weclip.machine.files", lambda package: Folder())
     code_digest.cache_clear()
     assert code_digest() == before
-    moved["losses"] = moved["losses"].replace("+", "-", 1)
+    moved["method.losses"] = moved["method.losses"].replace("+", "-", 1)
     code_digest.cache_clear()
     assert code_digest() != before
     code_digest.cache_clear()
@@ -253,7 +256,7 @@ def test_the_grid_notices_what_a_page_lacks(tmp_path):
 
 def test_the_grid_knows_the_texts_of_holes():
     "Each stands in the code or the page that says it; otherwise the grid would look for what nobody says any more."
-    said = "".join(p.read_text(encoding="utf-8") for p in [ROOT/"weclip"/"compare.py", *EXPERIMENTS.glob("*.ipynb")]).replace("\\n", "")
+    said = "".join(p.read_text(encoding="utf-8") for p in [ROOT/"weclip"/"lab"/"results.py", *EXPERIMENTS.glob("*.ipynb")]).replace("\\n", "")
     assert not [hole for hole in HOLES if hole.strip() not in said]
 
 def test_the_reading_in_the_readme_is_of_the_stored_numbers(committed):

@@ -2,13 +2,13 @@
 import json
 
 import pytest, torch
-from weclip.tinyclip import pretraining_set, save_tiny, tiny_clip, train_tiny
+from weclip.world.tinyclip import pretraining_set, save_tiny, tiny_clip, train_tiny
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 FEW = dict(n_pictures=8, bs=4, horizon=64, cool=8, full_share=.5, every=1, workers=1)
 
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    import weclip.tinyclip as t
+    import weclip.world.tinyclip as t
     whole = train_tiny(tmp_path/"whole", samples=16, **FEW).state_dict()
     real, drawn = t.batch, []
     def dying(data, step, *rest):
@@ -30,7 +30,7 @@ def test_pictures_are_drawn_once(tmp_path):
     assert (a["img"] == b["img"]).all() and (tmp_path/"img.npy").stat().st_mtime_ns == stamp and a["facts"].any()
 
 def test_the_classifier_is_stored_as_it_was_trained(tmp_path):
-    from weclip.classifier import class_logits, load_classifier, new_classifier, train_classifier
+    from weclip.world.classifier import class_logits, load_classifier, new_classifier, train_classifier
     model = train_classifier(tmp_path, 16, **FEW)
     stored, img = load_classifier(tmp_path/"classifier.safetensors"), torch.rand(2, 3, 112, 112)
     assert (class_logits(stored, img) - class_logits(model, img)).abs().max() < 1e-2  # half precision

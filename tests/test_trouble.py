@@ -6,11 +6,11 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 import weclip.cli as cli
-from weclip.cli import main, trouble
 from weclip.machine import Steady
-from weclip.model import build, save_model
-from weclip.scenes import write_scenes
-from weclip.segmentation import SHIPPED
+from weclip.world.scenes import write_scenes
+from weclip.engine.weights import build, save_model
+from weclip.use.segmentation import SHIPPED
+from weclip.cli import main, trouble
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["--set", "iters=6", "switch=3", "warmup=2", "bs=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
@@ -25,8 +25,8 @@ def mine(tmp_path_factory, root):
     "A model and a data set whose classes have letters that ASCII lacks; one of the classes occurs nowhere."
     d = tmp_path_factory.mktemp("mine")
     (d/"classes.yaml").write_text(CLASSES, encoding="utf-8")
-    from weclip.classes import get_classes
-    from weclip.config import preset
+    from weclip.method.classes import get_classes
+    from weclip.method.config import preset
     classes = get_classes(d/"classes.yaml")
     save_model(d/"model.safetensors", build("tiny", preset("scenes", d=16, layers=1, heads=2, classes=classes.name), classes))
     for sub in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (d/"voc"/sub).mkdir(parents=True)
@@ -175,7 +175,7 @@ def test_a_mistake_of_the_package_keeps_its_traceback(root, monkeypatch):
     monkeypatch.setattr(cli, "open_data", raising(RuntimeError("shapes do not match")))
     with pytest.raises(RuntimeError): main(["evaluate", str(root), "--device", "cpu"])
 
-WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.model.save_file", None),
+WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.method.model.save_file", None),
            "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 832 vs 790"))}
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -270,7 +270,7 @@ def hub_errors():
 def test_what_the_hub_refuses_is_one_line_and_the_folder_stays(kind, tmp_path, capsys, monkeypatch):
     "`hub --push` without a network, a login or a proper name: a traceback of some library."
     e, says = hub_errors()[kind]
-    monkeypatch.setattr("weclip.hub.HfApi", lambda token=None: type("Api", (), dict(create_repo=raising(e))))
+    monkeypatch.setattr("weclip.use.hub.HfApi", lambda token=None: type("Api", (), dict(create_repo=raising(e))))
     assert main(["hub", "--checkpoint", str(SHIPPED), "--out", str(tmp_path/"m"), "--push", "user/name"]) == 2
     out, err = capsys.readouterr()
     one_line(err, "user/name: ", says, "can be sent again")
@@ -278,7 +278,7 @@ def test_what_the_hub_refuses_is_one_line_and_the_folder_stays(kind, tmp_path, c
 
 @pytest.mark.parametrize("kind", ["offline", "network", "timeout", "401", "name", "500"])
 def test_a_checkpoint_that_the_hub_does_not_give_is_one_line(kind, root, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("weclip.hub.hf_hub_download", raising(hub_errors()[kind][0]))
+    monkeypatch.setattr("weclip.use.hub.hf_hub_download", raising(hub_errors()[kind][0]))
     assert main(["predict", str(root/"JPEGImages"), "--checkpoint", "hf:user/name", "--out", str(tmp_path), "--device", "cpu"]) == 2
     one_line(capsys.readouterr().err, "user/name: expected a folder, or user/name of a model on the Hugging Face Hub")
 
@@ -321,7 +321,7 @@ def test_resume_says_what_is_there(root, tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in (tmp_path/"run").glob("*.*")} == before
 
 def test_a_stopped_run_says_how_far_it_is(root, tmp_path, capsys, monkeypatch):
-    import weclip.train as t
+    import weclip.engine.train as t
     real, seen = t.train_step, []
     def stop(*a, **kw):
         if len(seen) == 2: raise KeyboardInterrupt
@@ -402,9 +402,9 @@ def test_only_a_training_is_told_to_resume(name, advice, root, tmp_path, capsys,
 def test_the_umask_decides_over_every_file(mask, root, tmp_path, monkeypatch):
     "model.safetensors lay as 0600 beside others of 0644: in a shared folder nobody else could read it."
     import open_clip  # noqa: F401
-    from weclip.app import examples
-    from weclip.bench import _store
-    from weclip.tinyclip import save_tiny, tiny_clip
+    from weclip.use.app import examples
+    from weclip.speed.bench import _store
+    from weclip.world.tinyclip import save_tiny, tiny_clip
     old = os.umask(mask)
     try:
         assert main(["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]) == 0
@@ -413,7 +413,7 @@ def test_the_umask_decides_over_every_file(mask, root, tmp_path, monkeypatch):
         assert main(["predict", str(root/"JPEGImages"/"val_00000.jpg"), "--out", str(tmp_path/"masks"), "--format", *cli.FORMATS, "--confidence", "--no-crf", "--device", "cpu"]) == 0
         assert main(["inspect", str(root), "--train-split", "train", *TINY, "--sheet", "1", "--out", str(tmp_path/"look"), "--device", "cpu"]) == 0
         save_tiny(tiny_clip(), tmp_path/"tiny"); write_scenes(tmp_path/"scenes", train=1, val=1); examples(tmp_path/"app")
-        monkeypatch.setattr("weclip.bench.report", lambda r: "fast"); _store(tmp_path/"bench"/"measured.json", "cpu", dict(x=float("nan")))
+        monkeypatch.setattr("weclip.speed.bench.report", lambda r: "fast"); _store(tmp_path/"bench"/"measured.json", "cpu", dict(x=float("nan")))
     finally: os.umask(old)
     odd = {str(p.relative_to(tmp_path)): oct(stat.S_IMODE(p.stat().st_mode)) for p in tmp_path.rglob("*")
            if stat.S_IMODE(p.stat().st_mode) != ((0o777 if p.is_dir() else 0o666) & ~mask)}
