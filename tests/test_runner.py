@@ -104,7 +104,7 @@ def test_what_a_page_trains_itself_is_in_the_plan(tmp_path):
     assert "of its own" not in show_plan(set_up(["figure5"], quick=True, out=tmp_path, device="cpu"))
     (tmp_path/"classifier").mkdir(); (tmp_path/"classifier"/"classifier.safetensors").touch(); (tmp_path/"classifier"/"code.txt").write_text(code_digest())
     assert "of its own" in show_plan(s)  # by code without the classifier's
-    (tmp_path/"classifier"/"code.txt").write_text(code_digest("classifier"))
+    (tmp_path/"classifier"/"code.txt").write_text(code_digest("world.classifier"))
     assert "of its own" not in show_plan(s) and "0 iterations: 0 s" in show_plan(s)
 
 def test_a_deleted_result_comes_back_alone(grid):

@@ -175,7 +175,7 @@ def test_a_mistake_of_the_package_keeps_its_traceback(root, monkeypatch):
     monkeypatch.setattr(cli, "open_data", raising(RuntimeError("shapes do not match")))
     with pytest.raises(RuntimeError): main(["evaluate", str(root), "--device", "cpu"])
 
-WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.method.model.save_file", None),
+WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.engine.weights.save_file", None),
            "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 832 vs 790"))}
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -171,7 +171,7 @@ def _pages(s:Setup, device="cpu")->list: # of `Job`
 def _own_minutes(name, s:Setup)->float: # expected
     "What a page trains by itself."
     page, folder, minutes = CLASSIFIER
-    there = (s.out/folder/"classifier.safetensors").exists() and made_by(s.out/folder, code_digest("classifier"))
+    there = (s.out/folder/"classifier.safetensors").exists() and made_by(s.out/folder, code_digest("world.classifier"))
     return minutes*(name == page and s.given["profile"] in DRAWN and not s.given["quick"] and not there)
 
 def _needs_runs(page)->bool: # a `Job` of `_pages`
