@@ -16,12 +16,15 @@ class LiveBytes(TorchDispatchMode):
     "Inside the block: bytes of the tensors made in it, now (`live`) and at most (`peak`)."
     def __init__(self):
         super().__init__()
-        self.sizes, self.live, self.peak = {}, 0, 0
+        self.sizes = {}  # storage -> bytes
+        self.live = 0
+        self.peak = 0
 
     def _see(self, tensors, new):
         for t in tensors:
             if not isinstance(t, Tensor): continue
-            storage = t.untyped_storage(); key = storage._cdata
+            storage = t.untyped_storage()
+            key = storage._cdata
             if key in self.sizes: continue
             self.sizes[key] = storage.nbytes() if new else 0
             self.live += self.sizes[key]
@@ -39,5 +42,6 @@ class LiveBytes(TorchDispatchMode):
 def peak_bytes(f # function without arguments
     )->int:      # bytes
     "Most bytes of tensors alive at one time inside `f`, beyond those that were there before."
-    with LiveBytes() as count: f()
+    with LiveBytes() as count:
+        f()
     return count.peak
