@@ -1,75 +1,104 @@
-"""All checks of the project, in order, stopping at the first that fails: `python tests` in an environment with the `dev` extras."""
-import os, subprocess, sys, tempfile, time
+"""All checks of the project, in order, stopping at the first that fails: `python tests` in an environment with the `dev` extras.
+
+`python tests --all` also runs what takes long: the gates of the shipped weights, leaks of memory, killed runs, the whole fuzzing.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# The tools of this interpreter and the modules of this checkout, whatever else is activated (IPython adds the packages of VIRTUAL_ENV to its path)
-ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix}
 FOLDERS = ("nbs", "experiments", "weclip")
 COVERED = 93  # percent of the package's lines that pages and tests together have to run
-done = []     # (what has passed, seconds)
+WORKERS = str(min(2, os.cpu_count() or 1))
+ONE_THREAD = dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # of each worker: together they fill the cores
+done = []  # (what has passed, seconds)
+
+def environment():
+    "The tools of this interpreter and the modules of this checkout, whatever else is activated."
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix}  # IPython adds the packages of VIRTUAL_ENV
 
 def run(*cmd, **env):
     "Run a command in the project's folder; end everything if it fails."
     print("$", *cmd, flush=True)
-    try: rc = subprocess.run(cmd, cwd=ROOT, env={**ENV, **env}).returncode
-    except FileNotFoundError: sys.exit(f"FAILED: no {cmd[0]} beside {sys.executable}; install the tools with: pip install -e '.[dev]'")
-    if rc: sys.exit(f"FAILED: {' '.join(cmd)} (exit code {rc}); passed before it: {', '.join(what for what, _ in done) or 'nothing'}")
+    try:
+        status = subprocess.run(cmd, cwd=ROOT, env={**environment(), **env}).returncode
+    except FileNotFoundError:
+        sys.exit(f"FAILED: no {cmd[0]} beside {sys.executable}; install the tools with: pip install -e '.[dev]'")
+    passed = ", ".join(what for what, _ in done) or "nothing"
+    if status: sys.exit(f"FAILED: {' '.join(cmd)} (exit code {status}); passed before it: {passed}")
 
 def contents():
     "Every file that is under version control or would be, by path."
-    return {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in [ROOT/"README.md", *(p for d in FOLDERS for p in sorted((ROOT/d).rglob("*")))]
-            if p.is_file() and not {"__pycache__", ".ipynb_checkpoints", "runs"} & set(p.parts)}
+    paths = [ROOT/"README.md"]
+    for folder in FOLDERS:
+        paths += sorted((ROOT/folder).rglob("*"))
+    left_out = {"__pycache__", ".ipynb_checkpoints", "runs"}
+    return {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in paths if p.is_file() and not left_out & set(p.parts)}
 
 def unchanged(before, why):
     after = contents()
-    if odd := [k for k in sorted({*before, *after}) if before.get(k) != after.get(k)]:
-        sys.exit(f"FAILED: {why}: {', '.join(odd)}")
+    odd = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    if odd: sys.exit(f"FAILED: {why}: {', '.join(odd)}")
 
-def measured(tmp):
-    "Environment in which every Python process notes the lines of the package that it runs, workers and their children too; settings in pyproject.toml."
+def measured(folder):
+    "Environment in which every Python process notes the lines of the package that it runs, workers and their children too."
     core = {"COVERAGE_CORE": "sysmon"} if sys.version_info >= (3, 12) else {}  # cheaper, where Python has it
-    return dict(COVERAGE_PROCESS_START=str(ROOT/"pyproject.toml"), COVERAGE_FILE=os.path.join(tmp, "lines"), **core)
+    return dict(COVERAGE_PROCESS_START=str(ROOT/"pyproject.toml"), COVERAGE_FILE=os.path.join(folder, "lines"), **core)
 
-def passed(what, t0):
-    done.append((what, time.perf_counter() - t0)); print(f"ok: {what}, {done[-1][1]:.0f} s\n", flush=True)
+class Check:
+    "Time a block; if it comes to its end, it has passed."
+    def __init__(self, what): self.what = what
+
+    def __enter__(self): self.start = time.perf_counter()
+
+    def __exit__(self, kind, error, trace):
+        if kind: return
+        seconds = time.perf_counter() - self.start
+        done.append((self.what, seconds))
+        print(f"ok: {self.what}, {seconds:.0f} s\n", flush=True)
+
+def checks(lines, everything):
+    with Check("export and clean leave no diff"):
+        before = contents()
+        run("nbdev_export")
+        run("nbdev_clean")
+        run("nbdev_clean", "--fname", "experiments")
+        unchanged(before, "the modules were not exported from the notebooks, or the notebooks not cleaned; "
+                          "this is done now, review and commit")
+    with Check("ruff"):
+        run(sys.executable, "-m", "ruff", "check", "weclip", "tests")
+    with Check("types"):
+        run(sys.executable, "-m", "mypy")
+    with Check(f"{len(list((ROOT/'nbs').rglob('*.ipynb')))} notebooks run"):
+        before = contents()
+        run("nbdev_test", "--n_workers", WORKERS, "--timing", **ONE_THREAD, **lines)
+        unchanged(before, "a notebook wrote into the project")
+    with Check("quick grid: every cell of experiments/ run"):
+        before = contents()
+        run(sys.executable, "tests/grid.py")  # its lines are not noted: its kernels would take a tenth longer
+        unchanged(before, "the quick grid wrote into the project")
+    with Check("all tests" if everything else "tests, without the slow ones"):
+        which = ["-m", "slow or not slow"] if everything else []
+        run(sys.executable, "-m", "pytest", "-q", "-n", WORKERS, "--dist", "loadfile", *which, "tests", **ONE_THREAD, **lines)
+    with Check(f"at least {COVERED} % of the package's lines were run"):
+        file = {"COVERAGE_FILE": lines["COVERAGE_FILE"]}
+        run(sys.executable, "-m", "coverage", "combine", "--quiet", **file)
+        run(sys.executable, "-m", "coverage", "report", "--show-missing", f"--fail-under={COVERED}", **file)
 
 def main():
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp: checks(measured(tmp))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="also what takes long")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        checks(measured(folder), args.all)
+    for what, seconds in [*done, ("in all", time.perf_counter() - start)]:
+        print(f"{seconds:5.0f} s  {what}")
 
-def checks(lines):
-    start = t0 = time.perf_counter(); before = contents()
-    run("nbdev_export"); run("nbdev_clean")
-    if any((ROOT/"experiments").glob("*.ipynb")): run("nbdev_clean", "--fname", "experiments")
-    unchanged(before, "the modules were not exported from the notebooks, or the notebooks not cleaned; this is done now, review and commit")
-    passed("export and clean leave no diff", t0)
-
-    t0 = time.perf_counter()
-    run(sys.executable, "-m", "ruff", "check", "weclip", "tests")
-    passed("ruff", t0)
-
-    t0 = time.perf_counter()
-    run(sys.executable, "-m", "mypy")
-    passed("types", t0)
-
-    t0 = time.perf_counter(); before = contents()
-    run("nbdev_test", "--n_workers", str(min(2, os.cpu_count() or 1)), "--timing", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", **lines)
-    unchanged(before, "a notebook wrote into the project")
-    passed(f"{len(list((ROOT/'nbs').glob('*.ipynb')))} notebooks run", t0)
-
-    t0 = time.perf_counter(); before = contents()
-    run(sys.executable, "tests/grid.py")  # its lines are not noted: starting fifty kernels would take a tenth longer
-    unchanged(before, "the quick grid wrote into the project")
-    passed("quick grid: every cell of experiments/ run", t0)
-
-    t0 = time.perf_counter()
-    run(sys.executable, "-m", "pytest", "-q", "tests", **lines)
-    passed("tests", t0)
-
-    t0, file = time.perf_counter(), {"COVERAGE_FILE": lines["COVERAGE_FILE"]}
-    run(sys.executable, "-m", "coverage", "combine", "--quiet", **file)
-    run(sys.executable, "-m", "coverage", "report", "--show-missing", f"--fail-under={COVERED}", **file)
-    passed(f"at least {COVERED} % of the package's lines were run", t0)
-    for what, seconds in [*done, ("in all", time.perf_counter() - start)]: print(f"{seconds:5.0f} s  {what}")
-
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
