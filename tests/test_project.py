@@ -247,7 +247,7 @@ def test_quarto_lists_every_page():
     assert not (lost := [name(nb) for nb in PAGES if nb not in rendered]), f"not rendered: {lost}"
 
 MATHML = set("""alpha approx bar begin beta Big big bmod cdot cdots cos cup dots ell end epsilon eta exp frac gamma ge hat in infty kappa lambda lceil ldots le
-left leftarrow lfloor ln log lVert mathcal mathrm max min mu nabla ne odot operatorname overline phi pi pm propto qquad quad rceil rfloor rho right Rightarrow rVert
+left leftarrow lfloor ln log lVert mathcal mathrm max min mu nabla ne odot operatorname overline partial phi pi pm propto qquad quad rceil rfloor rho right Rightarrow rVert
 setminus sigma sqrt sum tau text texttt tfrac theta tilde times top underbrace uparrow""".split())  # what pandoc 3.9 was seen to make MathML of; it drops or refuses \tag
 
 def formulas(nb):
