@@ -17,7 +17,7 @@ from .decoder import Decoded, Decoder
 from .cam import Cams, gradcam, ignore_faint
 from .rfm import affinity_map, is_dynamic, rfm
 from .par import pseudo_labels
-from .losses import AFF_LOSSES, SEG_LOSSES, Losses, own, total_loss
+from .losses import AFF_LOSSES, SEG_LOSSES, Losses, local_count, total_loss
 
 # %% ../../nbs/1_method/09_model.ipynb #bcddb153
 class Output(NamedTuple):
@@ -158,7 +158,7 @@ class WeCLIP(nn.Module):
         return Output(f.tokens, f.grid, fu, logits, aff, f.attn, f.cam, cam_ref, pseudo, f.img_idx, f.tag_idx, f.cams)
 
     def loss(self, out:Output, # of a forward with tags
-             whole=own         # count here -> count of the whole batch, where other processes hold parts of it
+             whole=local_count # count here -> count of the whole batch, where other processes hold parts of it
         )->Losses:             # total, seg, aff: scalars
         "Eq. (10) with the settings' losses."
         c = self.cfg
