@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest, torch
 from weclip.method.config import preset
-from weclip.method.losses import own
+from weclip.method.losses import local_count
 from weclip.data.voc import open_data
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build
@@ -21,7 +21,7 @@ SMALL = dict(iters=STEPS, switch=3, warmup=2, d=16, layers=1, heads=2, bs=4, cro
 CASES = dict(weak=dict(dropout=.1), ce=dict(dropout=0., seg_loss="ce", aff_loss="ce", clip_grad=.1), masks=dict(dropout=0., supervised=True))
 CLI = ["--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu", "--set", *(f"{k}={v}" for k, v in SMALL.items())]
 
-def in_double(loss): return lambda model, b, dynamic, whole=own: loss(model, b._replace(img=b.img.double()), dynamic, whole)
+def in_double(loss): return lambda model, b, dynamic, whole=local_count: loss(model, b._replace(img=b.img.double()), dynamic, whole)
 
 def run(root, out, case, **kw):
     "A training in double precision."

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEJAVU', 'denormalise', 'colour_mask', 'overlay', 'heat', 'lettering', 'show_grid', 'quantise', 'legend',
-           'save_sheet']
+           'save_sheet', 'figure2']
 
 # %% ../../nbs/2_data/04_viz.ipynb #fcd39179
 from functools import lru_cache
 from pathlib import Path
 from unicodedata import normalize
-import io, logging
+import io, logging, re
 
 from matplotlib import colormaps, font_manager, get_data_path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 import torch
 
-from ..machine import whole_file
+from ..machine import ASSETS, whole_file
 from ..method.classes import voc_palette
 
 # %% ../../nbs/2_data/04_viz.ipynb #d697b42f
@@ -197,3 +197,15 @@ def _fit(img:np.ndarray, cell:int)->Image.Image:
     im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
     square.paste(im, ((cell - im.width)//2, (cell - im.height)//2))
     return square
+
+# %% ../../nbs/2_data/04_viz.ipynb #f4945994
+def figure2(part:str=None # "clip", "cam", "decoder", "rfm", "par" or "losses"; None: all of it
+    )->str:               # the SVG's text
+    "Figure 2 of the paper, drawn anew; every part but `part` dimmed."
+    svg = (ASSETS/"figure2.svg").read_text(encoding="utf-8")
+    parts = re.findall(r'<g id="(\w+)"', svg)
+    if part not in (None, *parts): raise ValueError(f"part: expected one of {parts}, got {part!r}")
+    others = [name for name in parts if part not in (None, name)]
+    for name in others:
+        svg = svg.replace(f'<g id="{name}"', f'<g id="{name}" opacity=".3"')
+    return svg

@@ -7,7 +7,7 @@ __all__ = ['supervised_loss', 'loss_for']
 
 # %% ../../nbs/4_engine/04_supervised.ipynb #3daa95aa
 from ..method.config import Config
-from ..method.losses import Losses, own, seg_loss_ce
+from ..method.losses import Losses, local_count, seg_loss_ce
 from ..method.model import WeCLIP
 from .train import weak_loss
 
@@ -15,7 +15,7 @@ from .train import weak_loss
 def supervised_loss(model:WeCLIP,      # in training mode
                     batch,             # `Batch` with masks
                     dynamic:bool=True, # not read
-                    whole=own          # count here -> count of the whole batch
+                    whole=local_count  # count here -> count of the whole batch
     )->tuple:                          # (Losses, Output)
     "Cross-entropy against the masks, §4.5."
     if batch.lbl is None: raise ValueError("batch: expected masks (lbl), got none; open the data with with_masks=True")

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.config import Config, from_dict, to_dict
-from ..method.losses import Losses, own
+from ..method.losses import Losses, local_count
 from ..method.model import WeCLIP
 from ..data.pictures import NORMS
 from ..data.voc import Batch, SegData, batches, check_objects
@@ -48,7 +48,7 @@ def loss_scaler(model:WeCLIP # its settings and device are read
 def weak_loss(model:WeCLIP, # in training mode
               batch,        # `Batch` on the model's device; img, tags and valid are read
               dynamic:bool, # after the switch: A_f takes part in the refinement
-              whole=own     # count here -> count of the whole batch
+              whole=local_count # count here -> count of the whole batch
     )->tuple:               # (Losses, Output)
     "Loss of a batch whose only labels are tags, Eq. (10)."
     out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen)

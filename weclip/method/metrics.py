@@ -6,23 +6,29 @@
 __all__ = ['confusion', 'iou', 'mean_iou', 'scores', 'format_scores']
 
 # %% ../../nbs/1_method/10_metrics.ipynb #88108c14
-import logging
+import logging, math
 import torch
 from torch import Tensor
 
 # %% ../../nbs/1_method/10_metrics.ipynb #d9a687ba
 def confusion(pred:Tensor,   # predicted class ids, any shape, integer
-              lbl:Tensor,    # true class ids, same shape, integer; anything outside 0..C-1 is left out
+              lbl:Tensor,    # true class ids, same shape; anything outside 0..C-1 is left out
               n_classes:int, # C, with background
               ignore:int=255 # a further id of `lbl` to leave out
     )->Tensor:               # rows true, columns predicted, (C, C), long
     "Count the pixels of every (true, predicted) pair of classes."
-    if pred.shape != lbl.shape: raise ValueError(f"pred and lbl: expected one shape, got {tuple(pred.shape)} and {tuple(lbl.shape)}")
-    pred, lbl, C = pred.long().flatten(), lbl.long().flatten(), n_classes
-    if ((pred < 0) | (pred >= C)).any(): raise ValueError(f"pred: expected class ids in 0..{C-1}, got {pred.min().item()}..{pred.max().item()}")
+    if pred.shape != lbl.shape:
+        raise ValueError("pred and lbl: expected one shape, "
+                         f"got {tuple(pred.shape)} and {tuple(lbl.shape)}")
+    C = n_classes
+    pred = pred.long().flatten()
+    lbl = lbl.long().flatten()
+    if ((pred < 0) | (pred >= C)).any():
+        raise ValueError(f"pred: expected class ids in 0..{C-1}, "
+                         f"got {pred.min().item()}..{pred.max().item()}")
     known = (lbl >= 0) & (lbl < C) & (lbl != ignore)
-    pairs = torch.where(known, C*lbl + pred, C*C)
-    return torch.bincount(pairs, minlength=C*C + 1)[:-1].view(C, C)
+    numbers = torch.where(known, C*lbl + pred, C*C)
+    return torch.bincount(numbers, minlength=C*C + 1)[:-1].view(C, C)
 
 # %% ../../nbs/1_method/10_metrics.ipynb #6c68e13e
 _log = logging.getLogger(__name__)
@@ -36,10 +42,12 @@ def iou(conf:Tensor # rows true, columns predicted, (C, C)
 
 def mean_iou(conf:Tensor # rows true, columns predicted, (C, C)
     )->float:            # in [0, 1]; NaN where no pixel is labelled
-    "IoU averaged over the classes that occur in the truth, §4.1; a truth without an object is warned of."
-    there = conf.sum(1) > 0
-    if not there[1:].any(): _log.warning("no object class occurs in the truth, only background and what is ignored: its mIoU says nothing of objects")
-    return iou(conf)[there].mean().item()
+    "IoU averaged over the classes that occur in the truth, §4.1; warns where no object does."
+    is_there = conf.sum(1) > 0
+    if not is_there[1:].any():
+        _log.warning("no object class occurs in the truth, only background and what is ignored: "
+                     "its mIoU says nothing of objects")
+    return iou(conf)[is_there].mean().item()
 
 # %% ../../nbs/1_method/10_metrics.ipynb #742d6fa5
 def scores(conf:Tensor, # rows true, columns predicted, (C, C)
@@ -47,13 +55,19 @@ def scores(conf:Tensor, # rows true, columns predicted, (C, C)
     )->dict:            # miou, pixel_acc, mean_acc as fractions; iou: {name: fraction or NaN}
     "mIoU, accuracies and every class's IoU, ready for JSON."
     if len(names) != len(conf): raise ValueError(f"names: expected {len(conf)}, got {len(names)}")
-    hit, n = conf.diagonal().double(), conf.sum(1).double()
-    return dict(miou=mean_iou(conf), pixel_acc=(hit.sum()/n.sum()).item(), mean_acc=(hit/n)[n > 0].mean().item(),
-                iou=dict(zip(names, iou(conf).tolist())))
+    hit = conf.diagonal().double()
+    n = conf.sum(1).double()
+    return dict(
+        miou=mean_iou(conf),
+        pixel_acc=(hit.sum()/n.sum()).item(),
+        mean_acc=(hit/n)[n > 0].mean().item(),
+        iou=dict(zip(names, iou(conf).tolist())))
 
 def format_scores(s:dict # as `scores` returns it
     )->str:              # one class a line, percent
     "A table to print: IoU of each class, then the means."
-    rows = [*s["iou"].items(), ("mIoU", s["miou"]), ("pixel accuracy", s["pixel_acc"]), ("mean accuracy", s["mean_acc"])]
-    pad = max(len(k) for k, _ in rows)
-    return "\n".join(f"{k:<{pad}}  " + ("    -" if v != v else f"{100*v:5.1f}") for k, v in rows)
+    means = {"mIoU": s["miou"], "pixel accuracy": s["pixel_acc"], "mean accuracy": s["mean_acc"]}
+    rows = [*s["iou"].items(), *means.items()]
+    width = max(len(name) for name, _ in rows)
+    def percent(share): return "    -" if math.isnan(share) else f"{100*share:5.1f}"
+    return "\n".join(f"{name:<{width}}  {percent(share)}" for name, share in rows)

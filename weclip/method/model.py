@@ -17,7 +17,7 @@ from .decoder import Decoded, Decoder
 from .cam import Cams, gradcam, ignore_faint
 from .rfm import affinity_map, is_dynamic, rfm
 from .par import pseudo_labels
-from .losses import AFF_LOSSES, SEG_LOSSES, Losses, own, total_loss
+from .losses import AFF_LOSSES, SEG_LOSSES, Losses, local_count, total_loss
 
 # %% ../../nbs/1_method/09_model.ipynb #bcddb153
 class Output(NamedTuple):
@@ -51,67 +51,89 @@ AMP = dict(off=None, bf16=torch.bfloat16, fp16=torch.float16)  # `Config.amp`
 
 class WeCLIP(nn.Module):
     "Frozen CLIP, light decoder and CAM refinement, Fig. 2; only `decoder` learns."
-    text_fg:Tensor; text_bg:Tensor  # buffers
+    text_fg:Tensor # buffer
+    text_bg:Tensor # buffer
     def __init__(self, clip:FrozenCLIP,   # frozen image tower
                  text_fg:Tensor,          # unit text features of the classes, (C-1, E)
                  text_bg:Tensor,          # unit text features of the background words, (b, E)
                  classes:ClassSet,        # names, for files and tables
                  cfg:Config,              # settings
-                 decoder:Decoder=None):   # None: a new one
+                 decoder:Decoder=None     # None: a new one
+        ):
         super().__init__()
         _check_parts(clip, text_fg, classes, cfg, decoder)
-        self.clip, self.classes, self.cfg, self.patch = clip, classes, cfg, clip.patch
-        self.register_buffer("text_fg", text_fg, persistent=False); self.register_buffer("text_bg", text_bg, persistent=False)
-        self.decoder = decoder or Decoder(width=clip.width, n_feats=cfg.n_feats, n_classes=classes.n_classes, d=cfg.d, layers=cfg.layers,
-                                          heads=cfg.heads, dropout=cfg.dropout)
+        self.clip = clip
+        self.classes = classes
+        self.cfg = cfg
+        self.patch = clip.patch
+        self.register_buffer("text_fg", text_fg, persistent=False)
+        self.register_buffer("text_bg", text_bg, persistent=False)
+        self.decoder = decoder or Decoder(
+            width=clip.width, n_feats=cfg.n_feats, n_classes=classes.n_classes,
+            d=cfg.d, layers=cfg.layers, heads=cfg.heads, dropout=cfg.dropout)
 
-    def logits(self, img:Tensor # normalised, (B, 3, H, W)
-        )->Tensor:              # (B, C, h, w)
-        "Class scores on the token grid, Eq. (3): encoder and decoder, no CAM."
-        return self.predict_only(img).logits
-
-    def tokens(self, img:Tensor # normalised, (B, 3, H, W)
-        )->Frozen:              # tokens and grid; the rest None
-        "The encoder's first `n_feats` blocks."
-        tokens, _, grid = self.clip.encode(img, self.cfg.n_feats)
-        read = [*tokens]; del tokens
-        return Frozen(_patches(read), grid)
-
-    def mixed(self
-        )->torch.autocast: # a context
-        "Mixed precision where the settings ask for it; in training only."
-        return torch.autocast(self.text_fg.device.type, AMP[self.cfg.amp], enabled=self.training and self.cfg.amp != "off")
-
-    def decode(self, f:Frozen # its tokens and grid are read
-        )->Decoded:           # in the decoder's own precision
-        "F_u and class scores, Eqs. (1)-(3)."
-        with self.mixed(): out = self.decoder(f.tokens, f.grid)
-        return Decoded(*(x.to(self.decoder.conv.weight.dtype) for x in out))
-
-    def predict_only(self, img:Tensor,        # normalised, (B, 3, H, W)
-                     frozen:Frozen=None       # of `img`, where it is known
-        )->Output:                            # tokens, grid, F_u and logits; the rest None
-        "What prediction needs: the encoder's first `n_feats` blocks and the decoder."
-        with self.mixed(): f = frozen or self.tokens(img)
-        return Output(f.tokens, f.grid, *self.decode(f))
+    def forward(self, img:Tensor,       # normalised, (B, 3, H, W)
+                tags:list=None,         # 0-based class ids of each image; None: prediction only
+                dynamic:bool=True,      # after the switch: A_f takes part in the refinement
+                valid:Tensor=None,      # False on padding, (B, H, W); used where `cfg.pad_ignore`
+                size:tuple=None,        # (H', W') of the pseudo labels; None: the input's
+                labels_img:Tensor=None, # picture that PAR follows, (B, 3, H', W'); None: `img`
+                frozen:Frozen=None      # of `img` and `tags`, where it is known
+        )->Output:                      # all fields with tags, four without
+        "Everything of Fig. 2; CAMs, refinement and pseudo labels only with tags."
+        if tags is None: return self.predict_only(img, frozen)
+        _check_tags(tags, len(img), len(self.text_fg))
+        most = max(map(len, tags), default=0)
+        with self.mixed():
+            frozen = frozen or self.encode(img, tags, self.n_maps(dynamic))
+        fu, logits = self.decode(frozen)
+        aff = affinity_map(fu)
+        with torch.no_grad():  # M_p is a target: no gradient passes
+            cam_ref = self.refine(frozen.cam, frozen.attn, aff, frozen.img_idx, dynamic, most)
+            guide = img if labels_img is None else labels_img
+            pseudo = self.label(cam_ref, guide, frozen, size or img.shape[-2:], most, valid)
+        return Output(fu=fu, logits=logits, aff=aff, cam_ref=cam_ref, pseudo=pseudo,
+                      **frozen._asdict())
 
     def encode(self, img:Tensor,  # normalised, (B, 3, H, W)
                tags:list,         # 0-based class ids of each image
-               n_maps:int         # attention maps to keep, counted from the last; all if there are fewer
+               n_maps:int         # attention maps to keep, counted from the last; all if fewer
         )->Frozen:
         "Frozen part of a training step: tokens for the decoder, attention maps, CAMs, pairs."
-        img_idx, tag_idx = pairs(tags, img.device)  # copied before the encoder is queued, so that a GPU is not waited for
-        n, l, most = min(n_maps, self.clip.n_blocks), self.clip.n_patches(img), max(map(len, tags), default=0)
-        attn = img.new_empty(len(img), n, l, l)  # every map is written to its place
-        tokens, _, grid = self.clip.encode(img, n_attn=n - 1, out=attn[:, :-1])
-        with torch.autocast(img.device.type, enabled=False):  # gradients of a softmax are too small for half precision
-            cams = gradcam(self.clip, tokens[-1].to(self.text_fg.dtype), grid, self.text_fg, self.text_bg, img_idx, tag_idx,
-                           self.cfg.pool, most, attn[:, -1])
-            if self.cfg.cam_floor:
-                score = cams.scores.gather(1, tag_idx[:, None])[:, 0]
-                cams = cams._replace(cam=ignore_faint(cams.cam, cams.raw, score, self.cfg.cam_floor))
-        read = [*tokens, cams.out][:self.cfg.n_feats]; del tokens
+        img_idx, tag_idx = pairs(tags, img.device)  # first: a later copy would wait for the GPU
+        most = max(map(len, tags), default=0)
+        n_maps = self._at_most(n_maps)
+        n_tokens = self.clip.n_patches(img)
+        attn = img.new_empty(len(img), n_maps, n_tokens, n_tokens)
+        tokens, _, grid = self.clip.encode(img, n_attn=n_maps - 1, out=attn[:, :-1])
+        cams = self.cams(tokens[-1], grid, img_idx, tag_idx, most, attn[:, -1])
+        read = [*tokens, cams.out][:self.cfg.n_feats]
+        del tokens  # `_patches` frees them one by one
         return Frozen(_patches(read), grid, attn, cams.cam, img_idx, tag_idx, cams)
+
+    def cams(self, x:Tensor,     # what the last block reads, (B, 1+L, D)
+             grid:tuple,         # (h, w)
+             img_idx:Tensor,     # image of each pair, (K,)
+             tag_idx:Tensor,     # 0-based class of each pair, (K,)
+             most:int,           # largest number of tags of an image
+             attn:Tensor         # filled with the last block's attention map, (B, L, L)
+        )->Cams:
+        "M_init of all pairs, in single precision: its gradients are too small for half."
+        texts = self.text_fg, self.text_bg
+        with torch.autocast(x.device.type, enabled=False):
+            cams = gradcam(self.clip, x.to(self.text_fg.dtype), grid, *texts, img_idx, tag_idx,
+                           self.cfg.pool, most, attn)
+            if not self.cfg.cam_floor: return cams
+            score = cams.scores.gather(1, tag_idx[:, None])[:, 0]
+            cam = ignore_faint(cams.cam, cams.raw, score, self.cfg.cam_floor)
+            return cams._replace(cam=cam)
+
+    def decode(self, frozen:Frozen # its tokens and grid are read
+        )->Decoded:                # in the decoder's own precision
+        "F_u and class scores, Eqs. (1)-(3)."
+        with self.mixed():
+            out = self.decoder(frozen.tokens, frozen.grid)
+        return Decoded(*(x.to(self.decoder.conv.weight.dtype) for x in out))
 
     def refine(self, cam:Tensor, # M_init, (K, h, w)
                attn:Tensor,      # A_s, (B, n, L, L)
@@ -121,54 +143,78 @@ class WeCLIP(nn.Module):
                most:int          # largest number of tags of an image
         )->Tensor:               # (K, h, w)
         "M_f from M_init, Eqs. (5)-(8), with the settings' switches."
-        c = self.cfg
-        if not c.refine: return cam
-        return rfm(cam, attn, aff, img_idx, dynamic, c.box_thr, c.box_open, c.sinkhorn_iters, c.alpha, most,
-                   n_static=self._at_most(c.n_static), n_dynamic=self._at_most(c.n_dynamic),
-                   use_aff=c.use_aff, use_gate=c.use_gate, use_attn=c.use_attn, signed=c.signed)
+        cfg = self.cfg
+        if not cfg.refine: return cam
+        return rfm(cam, attn, aff, img_idx, dynamic,
+                   cfg.box_thr, cfg.box_open, cfg.sinkhorn_iters, cfg.alpha, most,
+                   n_static=self._at_most(cfg.n_static), n_dynamic=self._at_most(cfg.n_dynamic),
+                   use_aff=cfg.use_aff, use_gate=cfg.use_gate, use_attn=cfg.use_attn,
+                   signed=cfg.signed)
 
-    def _at_most(self, n_maps:int)->int: return min(n_maps, self.clip.n_blocks)
+    def label(self, cam_ref:Tensor, # M_f, (K, h, w)
+              img:Tensor,           # picture that PAR follows, normalised, (B, 3, H', W')
+              frozen:Frozen,        # its pairs are read
+              size:tuple,           # (H', W') of the labels
+              most:int,             # largest number of tags of an image
+              valid:Tensor=None     # False on padding, (B, H', W')
+        )->Tensor:                  # (B, H', W') long, 0 background, 255 ignored
+        "M_p from M_f: PAR and the strongest tag of every pixel, §3.3."
+        cfg = self.cfg
+        pseudo = pseudo_labels(cam_ref, img, frozen.img_idx, frozen.tag_idx, tuple(size),
+                               cfg.par_scale, cfg.par_iters, cfg.par_dilations, most)
+        if valid is None or not cfg.pad_ignore: return pseudo
+        return pseudo.masked_fill(~valid, IGNORE_INDEX)
+
+    def loss(self, out:Output,       # of a forward with tags
+             whole=local_count       # count of this process -> count of the whole batch
+        )->Losses:                   # total, seg, aff: scalars
+        "Eq. (10) with the settings' losses."
+        cfg = self.cfg
+        return total_loss(out.logits, out.aff, out.pseudo, out.grid, lam=cfg.lam,
+                          seg_loss=SEG_LOSSES[cfg.seg_loss], aff_loss=AFF_LOSSES[cfg.aff_loss],
+                          radius=cfg.radius, whole=whole)
+
+    def predict_only(self, img:Tensor,        # normalised, (B, 3, H, W)
+                     frozen:Frozen=None       # of `img`, where it is known
+        )->Output:                            # tokens, grid, F_u and logits; the rest None
+        "What prediction needs: the encoder's first `n_feats` blocks and the decoder."
+        with self.mixed():
+            frozen = frozen or self.tokens(img)
+        return Output(frozen.tokens, frozen.grid, *self.decode(frozen))
+
+    def tokens(self, img:Tensor # normalised, (B, 3, H, W)
+        )->Frozen:              # tokens and grid; the rest None
+        "The encoder's first `n_feats` blocks."
+        tokens, _, grid = self.clip.encode(img, self.cfg.n_feats)
+        read = [*tokens]
+        del tokens  # `_patches` frees them one by one
+        return Frozen(_patches(read), grid)
+
+    def logits(self, img:Tensor # normalised, (B, 3, H, W)
+        )->Tensor:              # (B, C, h, w)
+        "Class scores on the token grid, Eq. (3): encoder and decoder, no CAM."
+        return self.predict_only(img).logits
 
     def n_maps(self, dynamic:bool # after the switch
         )->int:                   # counted from the last block
-        "How many attention maps `refine` reads in a phase: Table 6's row A_s is never dynamic."
-        c = self.cfg
-        return self._at_most(c.n_dynamic if is_dynamic(dynamic, c.use_aff, c.use_gate) else c.n_static)
+        "How many attention maps `refine` reads: Table 6's row A_s is never dynamic."
+        cfg = self.cfg
+        has_filter = is_dynamic(dynamic, cfg.use_aff, cfg.use_gate)
+        return self._at_most(cfg.n_dynamic if has_filter else cfg.n_static)
 
-    def forward(self, img:Tensor,       # normalised, (B, 3, H, W)
-                tags:list=None,         # 0-based class ids of each image; None: prediction only
-                dynamic:bool=True,      # after the switch: A_f takes part in the refinement
-                valid:Tensor=None,      # False on padding, (B, H, W); used where `cfg.pad_ignore`
-                size:tuple=None,        # (H', W') of the pseudo labels; None: the input's
-                labels_img:Tensor=None, # picture that PAR follows, (B, 3, H', W'); None: `img`
-                frozen:Frozen=None      # of `img` and `tags`, where it is known; None: encoded here
-        )->Output:                      # all fields with tags, four without
-        "Everything of Fig. 2; CAMs, refinement and pseudo labels only with tags."
-        if tags is None: return self.predict_only(img, frozen)
-        _check_tags(tags, len(img), len(self.text_fg))
-        cfg, most = self.cfg, max(map(len, tags), default=0)
-        with self.mixed(): f = frozen or self.encode(img, tags, self.n_maps(dynamic))
-        fu, logits = self.decode(f)
-        aff = affinity_map(fu)
-        with torch.no_grad():
-            cam_ref = self.refine(f.cam, f.attn, aff, f.img_idx, dynamic, most)
-            guide, size = img if labels_img is None else labels_img, tuple(size or img.shape[-2:])
-            pseudo = pseudo_labels(cam_ref, guide, f.img_idx, f.tag_idx, size, cfg.par_scale, cfg.par_iters, cfg.par_dilations, most)
-            if cfg.pad_ignore and valid is not None: pseudo = pseudo.masked_fill(~valid, IGNORE_INDEX)
-        return Output(f.tokens, f.grid, fu, logits, aff, f.attn, f.cam, cam_ref, pseudo, f.img_idx, f.tag_idx, f.cams)
+    def _at_most(self, n_maps:int)->int: return min(n_maps, self.clip.n_blocks)
 
-    def loss(self, out:Output, # of a forward with tags
-             whole=own         # count here -> count of the whole batch, where other processes hold parts of it
-        )->Losses:             # total, seg, aff: scalars
-        "Eq. (10) with the settings' losses."
-        c = self.cfg
-        return total_loss(out.logits, out.aff, out.pseudo, out.grid, lam=c.lam, seg_loss=SEG_LOSSES[c.seg_loss],
-                          aff_loss=AFF_LOSSES[c.aff_loss], radius=c.radius, whole=whole)
+    def mixed(self
+        )->torch.autocast: # a context
+        "Mixed precision where the settings ask for it; in training only."
+        is_on = self.training and self.cfg.amp != "off"
+        return torch.autocast(self.text_fg.device.type, AMP[self.cfg.amp], enabled=is_on)
 
     def train(self, mode:bool=True # False: evaluation, dropout off
         )->"WeCLIP":               # itself
         "Only the decoder has a training mode; the encoder stays frozen and in evaluation mode."
-        super().train(mode); self.clip.eval()
+        super().train(mode)
+        self.clip.eval()
         return self
 
     def n_learnable(self
@@ -177,10 +223,11 @@ class WeCLIP(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 # %% ../../nbs/1_method/09_model.ipynb #b0235423
-def _patches(tokens:list # of (B, 1+L, D); emptied of them one by one, so that never all exist twice
+def _patches(tokens:list # of (B, 1+L, D); emptied one by one, so that never all exist twice
     )->tuple:            # of (B, L, D), each one piece of memory, as a linear layer wants it
     "Drop the class tokens."
-    for i, x in enumerate(tokens): tokens[i] = patches(x).contiguous()
+    for i, x in enumerate(tokens):
+        tokens[i] = patches(x).contiguous()
     return tuple(tokens)
 
 def _check_parts(clip:FrozenCLIP,   # frozen image tower
@@ -190,12 +237,19 @@ def _check_parts(clip:FrozenCLIP,   # frozen image tower
                  decoder:Decoder    # None: nothing to check
     )->None:
     "Raise `ValueError` where the parts of a model do not fit each other."
-    if cfg.n_feats > clip.n_blocks: raise ValueError(f"n_feats: expected at most the encoder's {clip.n_blocks} blocks, got {cfg.n_feats}")
+    if cfg.n_feats > clip.n_blocks:
+        raise ValueError(f"n_feats: expected at most the encoder's {clip.n_blocks} blocks, "
+                         f"got {cfg.n_feats}")
     if clip.pools == "patches" and cfg.pool != "patches":
-        raise ValueError(f"pool: expected 'patches', because this tower's image vector is their mean and its class token was not trained, got {cfg.pool!r}")
-    n, want = classes.n_classes, (clip.width, cfg.n_feats, classes.n_classes)
-    if len(text_fg) != n - 1: raise ValueError(f"text_fg: expected {n - 1} rows, one per class, got {len(text_fg)}")
-    if decoder is not None and (got := (decoder.width, len(decoder.mlps), decoder.pred.out_features)) != want:
+        raise ValueError("pool: expected 'patches', because this tower's image vector is their "
+                         f"mean and its class token was not trained, got {cfg.pool!r}")
+    n_fg = classes.n_classes - 1
+    if len(text_fg) != n_fg:
+        raise ValueError(f"text_fg: expected {n_fg} rows, one per class, got {len(text_fg)}")
+    if decoder is None: return
+    want = clip.width, cfg.n_feats, classes.n_classes
+    got = decoder.width, len(decoder.mlps), decoder.pred.out_features
+    if got != want:
         raise ValueError(f"decoder: expected (token width, blocks, classes) = {want}, got {got}")
 
 def _check_tags(tags:list,      # 0-based class ids of each image
@@ -203,6 +257,7 @@ def _check_tags(tags:list,      # 0-based class ids of each image
                 n_fg:int        # C-1
     )->None:
     "Raise `ValueError` unless there is one list per image, of known classes."
-    if len(tags) != n_images: raise ValueError(f"tags: expected one list per image, {n_images}, got {len(tags)}")
-    if bad := [t for ts in tags for t in ts if not 0 <= t < n_fg]:
-        raise ValueError(f"tags: expected 0-based classes below {n_fg}, got {bad}")
+    if len(tags) != n_images:
+        raise ValueError(f"tags: expected one list per image, {n_images}, got {len(tags)}")
+    bad = [tag for image in tags for tag in image if not 0 <= tag < n_fg]
+    if bad: raise ValueError(f"tags: expected 0-based classes below {n_fg}, got {bad}")
