@@ -13,7 +13,8 @@ def pytest_terminal_summary(terminalreporter):
 def encoded():
     "The authors' train batch through the frozen encoder: dict(clip, model, img, enc), the last 11 maps included."
     from oracle import clip_weights, load
-    from weclip.method.clip import FrozenCLIP, load_clip
+    from weclip.method.clip import FrozenCLIP
+    from weclip.engine.weights import load_clip
     clip = load_clip(clip_weights())
     model = FrozenCLIP(clip)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])

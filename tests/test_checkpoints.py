@@ -5,10 +5,10 @@ from typing import Tuple
 import numpy as np, open_clip, pytest, torch
 from safetensors.torch import save_file
 
-from weclip.method.clip import load_clip, read_weights
-from weclip.method.decoder import Decoder, decoder_from_official
+from weclip.method.decoder import Decoder
 from weclip.data.voc import read_onehot
-from weclip.engine.weights import load_model, load_released, read_checkpoint, read_model, save_model
+from weclip.engine.weights import (
+    decoder_from_official, load_clip, load_model, load_released, read_checkpoint, read_model, read_weights, save_model)
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 from weclip.speed.bench import TINY, inputs
 
@@ -87,7 +87,7 @@ def test_a_traced_clip_is_read_as_published(tmp_path, monkeypatch):
     torch.jit.trace(clip, (torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))), check_trace=False).save(tmp_path/"clip.pt")
     with pytest.raises(ValueError, match="none that OpenAI published"): read_weights(tmp_path/"clip.pt")
     digest = hashlib.sha256((tmp_path/"clip.pt").read_bytes()).hexdigest()
-    monkeypatch.setattr("weclip.method.clip.published_archives", lambda: {digest})
+    monkeypatch.setattr("weclip.engine.weights.published_archives", lambda: {digest})
     archive = read_weights(tmp_path/"clip.pt")
     assert all(archive[k].equal(v) for k, v in clip.state_dict().items()) and set(archive) - set(clip.state_dict()) <= {"attn_mask"}
     back = load_clip(tmp_path/"clip.pt", "tiny-traced").state_dict()

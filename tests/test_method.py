@@ -6,13 +6,13 @@ import torch
 from oracle import clip_weights, load, needs_oracle
 from weclip.method.config import RECIPES, preset
 from weclip.method.classes import VOC
-from weclip.method.clip import FrozenCLIP, encode_tokens, load_clip
+from weclip.method.clip import FrozenCLIP, encode_tokens
 from weclip.method.cam import ignore_faint
 from weclip.method.rfm import rfm
 from weclip.method.model import WeCLIP
 from weclip.data.voc import batches, open_data
 from weclip.world.scenes import write_scenes
-from weclip.engine.weights import build
+from weclip.engine.weights import build, load_clip
 from weclip.engine.cache import FrozenCache
 from test_data import DATA
 

@@ -1,7 +1,8 @@
 """The frozen encoder against the authors' (float32): text features, position embedding, tokens, attention."""
 import pytest, torch
 from oracle import clip_weights, close, load, needs_oracle
-from weclip.method.clip import encode_tokens, load_clip, resize_pos
+from weclip.method.clip import encode_tokens, resize_pos
+from weclip.engine.weights import load_clip
 
 pytestmark = needs_oracle
 

@@ -4,7 +4,8 @@ import json
 import pytest, torch
 
 from oracle import ORACLE, close, decoder_weights, load, needs_oracle
-from weclip.method.decoder import Decoder, convert_official, decoder_from_official, load_official_decoder
+from weclip.method.decoder import Decoder
+from weclip.engine.weights import convert_official, decoder_from_official, load_official_decoder
 
 pytestmark = needs_oracle
 

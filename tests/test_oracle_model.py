@@ -9,12 +9,11 @@ import pytest, torch
 
 from oracle import ORACLE, clip_weights, close, decoder_weights, load, needs_oracle, recipe
 from weclip.method.batch import group
-from weclip.method.decoder import convert_official
 from weclip.method.rfm import bounding_boxes, box_mask, disagreement, gate, refining_map, sinkhorn, transition
 from weclip.method.par import par, upsample_cam, winner, with_background
 from weclip.method.losses import affinity_label, seg_loss_balanced, upsample
 from weclip.data.pictures import preprocess
-from weclip.engine.weights import load_released
+from weclip.engine.weights import convert_official, load_released
 from weclip.engine.infer import fit
 
 pytestmark = needs_oracle

@@ -6,12 +6,11 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 from weclip.method.classes import SCENES, VOC, ClassSet, get_classes, voc_palette
-from weclip.method.clip import shared_texts, text_features, tokens_of
 from weclip.data.own import (
     check_pictures, class_counts, find_images, findings, inside, list_folder, open_images, picture_files, readable,
     rows_csv, stem, told)
 from weclip.world.scenes import write_scenes
-from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model
+from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model, shared_texts, tokens_of
 from weclip.use.inspection import cam_sheets, inspect_set, survey
 from weclip.use.outputs import writer
 from weclip.cli import config_of, find_pictures, main, parser, refuse_overwriting
@@ -570,7 +569,7 @@ def test_prompts_that_become_one_text(tmp_path):
         build("tiny", classes=ClassSet("x", ("a", "b"), ("big cup", "Big Cup"), ("sky",), "a {}."))
 
 def test_every_cut_prompt_is_named(tmp_path, caplog):
-    clip, tokenizer = load_backbone("tiny")
+    tokenizer = load_backbone("tiny")[1]
     n = len(tokenizer.encode(f"a {LONG_PROMPT}cup.")) + 2
     with caplog.at_level(logging.WARNING):
         model = build("tiny", classes=ClassSet("x", ("a", "b"), (LONG_PROMPT + "cup", "train"), ("sky",), "a {}."))
@@ -584,7 +583,7 @@ def test_every_cut_prompt_is_named(tmp_path, caplog):
     caplog.clear()
     # 18 and the two ends
     at_limit = next(t for t in ("cup "*k for k in range(30)) if len(tokenizer.encode(t + "cup")) == 18)
-    with caplog.at_level(logging.WARNING): text_features(clip, tokenizer, [at_limit], "{}cup")
+    with caplog.at_level(logging.WARNING): tokens_of(tokenizer, [at_limit + "cup"])
     assert not caplog.messages
     with caplog.at_level(logging.WARNING): tokens_of(tokenizer, [at_limit + "cup cup"])
     assert "it has 21" in caplog.text

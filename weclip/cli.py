@@ -23,7 +23,6 @@ from tqdm import tqdm
 from .machine import steady_output, write_json
 from .method.config import MODES, PROFILES, RECIPES, STAGES, Config, preset
 from .method.classes import CLASS_SETS, SCENES, ClassSet
-from .method.clip import tower_size
 from .method.model import AMP, WeCLIP
 from .method.metrics import format_scores
 from .data.pictures import save_mask
@@ -33,7 +32,7 @@ from .data.field import build_coco, build_voc, complete, counts_table, pack_voc,
 from .world.scenes import write_scenes
 from .world.tinyclip import save_tiny, train_tiny
 from .world.classifier import train_classifier
-from .engine.weights import ARCH, build, read_model, save_model
+from .engine.weights import ARCH, build, read_model, save_model, tower_size
 from .engine.parallel import join, leave
 from .engine.train import check_start, run_found, train
 from .engine.supervised import loss_for

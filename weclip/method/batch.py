@@ -16,23 +16,26 @@ def pairs(tags:Sequence[Sequence[int]], # 0-based foreground classes of each ima
           device=None                   # where the indices are needed
     )->tuple:                           # img_idx (K,), tag_idx (K,), long
     "One (image, tag) pair for each tag, in image order, classes ascending."
-    p = torch.tensor([(i, t) for i, ts in enumerate(tags) for t in sorted(set(ts))], dtype=torch.long, device=device).view(-1, 2)
-    return tuple(p.T.contiguous())
+    rows = [(image, tag) for image, its in enumerate(tags) for tag in sorted(set(its))]
+    both = torch.tensor(rows, dtype=torch.long, device=device).view(-1, 2)  # (K, 2), also for K = 0
+    return tuple(both.T.contiguous())
 
 # %% ../../nbs/1_method/02_batch.ipynb #9000cfcb
 def slots(img_idx:Tensor # (K,), ascending
     )->Tensor:           # (K,)
     "Position of each pair among the pairs of its image."
-    return torch.arange(len(img_idx), device=img_idx.device) - torch.searchsorted(img_idx, img_idx)
+    first = torch.searchsorted(img_idx, img_idx)  # row where the pair's image begins
+    return torch.arange(len(img_idx), device=img_idx.device) - first
 
 def group(x:Tensor,       # one row per pair, (K, ...)
           img_idx:Tensor, # image of each pair, ascending, (K,)
           n:int,          # B
-          most:int=0      # most pairs of one image; 0: looked up, for which the host waits once
+          most:int=0      # most pairs of one image; 0: computed here (one GPU synchronisation)
     )->Tensor:            # (B, most, ...), most >= 1, zeros where an image has fewer pairs
     "Rows of pairs laid out by image; `group(x, ...)[img_idx, slots(img_idx)]` undoes it."
     at = slots(img_idx)
-    most = most or (int(at.max()) + 1 if len(at) else 1)
+    if not most:
+        most = int(at.max()) + 1 if len(at) else 1
     return x.new_zeros(n, most, *x.shape[1:]).index_put((img_idx, at), x)
 
 # %% ../../nbs/1_method/02_batch.ipynb #722b2dde

@@ -30,22 +30,17 @@ class ClassSet:
     prompts: tuple           # words put into the template, one entry per class
     background: tuple = ()   # words for what is no class, CLIP-ES [29]
     template: str = "a clean origami {}."  # the sentence; {} is the word's place
-    colours: tuple = ()      # (red, green, blue) of 0..255 for each class in palettes and pictures, None or (): VOC's
+    colours: tuple = ()      # (red, green, blue) of 0..255 for each class; None or (): VOC's
 
     def __post_init__(self):
-        for field in ("classes", "prompts", "background"): object.__setattr__(self, field, tuple(getattr(self, field)))
-        object.__setattr__(self, "colours", tuple(c and tuple(c) for c in self.colours) if any(self.colours) else ())
-        if bad := [w for w in (self.name, *self.names, *self.prompts, *self.background) if not isinstance(w, str) or not w]:
-            raise ValueError(f"expected a text for every word, got {bad[0]!r}")
-        if len(self.classes) != len(self.prompts) or not self.classes:
-            raise ValueError(f"prompts: expected one per class, got {len(self.prompts)} for {len(self.classes)} classes")
-        if twice := sorted({c for c in self.names if self.names.count(c) > 1}):
-            raise ValueError(f"classes: expected different names, got {twice} twice ('background' is always there)")
+        for field in ("classes", "prompts", "background"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        colours = tuple(c and tuple(c) for c in self.colours) if any(self.colours) else ()
+        object.__setattr__(self, "colours", colours)
+        _check_words(self)
         _check_names(self.classes)
-        if not isinstance(self.template, str) or self.template.count("{}") != 1 or set("{}") & set(self.template.replace("{}", "")):
-            raise ValueError(f"template: expected a text with one {{}}, got {self.template!r}")
-        if self.n_classes > 255: raise ValueError(f"classes: expected at most 254, as a mask holds 8 bits and 255 is ignored, got {len(self.classes)}")
-        if self.colours: _check_colours(self)
+        if self.colours:
+            _check_colours(self)
 
     @property
     def names(self)->tuple:
@@ -58,30 +53,35 @@ class ClassSet:
     @property
     def fg_texts(self)->list:
         "One sentence per class."
-        return [self.template.format(w) for w in self.prompts]
+        return [self.template.format(word) for word in self.prompts]
     @property
     def bg_texts(self)->list:
         "One sentence per background word."
-        return [self.template.format(w) for w in self.background]
+        return [self.template.format(word) for word in self.background]
 
     def palette(self)->np.ndarray: # red, green, blue by mask id, (256, 3) uint8
         "VOC's colours, with the classes' own in their places."
-        pal = voc_palette()
-        for i, c in enumerate(self.colours, 1):
-            if c: pal[i] = c
-        return pal
+        palette = voc_palette()
+        for i, colour in enumerate(self.colours, 1):
+            if colour:
+                palette[i] = colour
+        return palette
 
     def ids(self,
-            names, # short names; "background" is one
-        )->tuple:  # mask ids, 0 = background
+        names,     # short names; "background" is one
+    )->tuple:      # mask ids, 0 = background
         "Ids in masks and logits."
-        return tuple(self.names.index(one_of(n, self.names, f"class of {self.name}")) for n in names)
-    def tags(self,
-             names, # short names of classes
-        )->tuple:   # 0-based foreground ids, ascending, each once
-        "What an image's tags are to the model."
-        return tuple(sorted({self.classes.index(one_of(n, self.classes, f"class of {self.name}")) for n in names}))
+        known = [one_of(name, self.names, f"class of {self.name}") for name in names]
+        return tuple(self.names.index(name) for name in known)
 
+    def tags(self,
+        names,     # short names of classes
+    )->tuple:      # 0-based foreground ids, ascending, each once
+        "What an image's tags are to the model."
+        known = [one_of(name, self.classes, f"class of {self.name}") for name in names]
+        return tuple(sorted({self.classes.index(name) for name in known}))
+
+# %% ../../nbs/1_method/01_classes.ipynb #441b713c
 def folded(name:str # of a class, as somebody wrote it
     )->str:         # equal for spellings that a reader takes for one name
     "Composed letters, single blanks, no case."
@@ -91,140 +91,216 @@ def is_no_class(name:str # as labelling tools write it, e.g. _background_ or __i
     )->bool:
     "Does a name stand for what belongs to no class?"
     word = folded(name)
-    return word.strip("_") == "background" or (word.startswith("_") and word.strip("_") == "ignore")
+    bare = word.strip("_")
+    return bare == "background" or (bare == "ignore" and word.startswith("_"))
+
+def _check_words(s:ClassSet)->None:
+    "Texts everywhere, one prompt per class, one place for it in the sentence."
+    for word in (s.name, *s.names, *s.prompts, *s.background):
+        if not isinstance(word, str) or not word:
+            raise ValueError(f"expected a text for every word, got {word!r}")
+    n = len(s.classes)
+    if not n or len(s.prompts) != n:
+        raise ValueError(f"prompts: expected one per class, got {len(s.prompts)} for {n} classes")
+    twice = sorted({name for name in s.names if s.names.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes: expected different names, got {twice} twice "
+                         "('background' is always there)")
+    t = s.template
+    if not isinstance(t, str) or t.count("{}") != 1 or set("{}") & set(t.replace("{}", "")):
+        raise ValueError(f"template: expected a text with one {{}}, got {t!r}")
+    if n > 254:
+        raise ValueError("classes: expected at most 254, as a mask holds 8 bits and 255 is "
+                         f"ignored, got {n}")
 
 def _check_names(names)->None:
-    "Refuse names that people, file systems or CLIP's tokenizer would take for one, and words for no class."
+    "Refuse names that would be taken for one, and words for no class."
     same = defaultdict(list)
-    for name in names: same[folded(name)].append(name)
-    if alike := [group for group in same.values() if len(group) > 1]:
-        raise ValueError("classes: expected names that differ in more than case, blanks and the way accents are "
-                         f"stored, got {alike[0]}")
-    if none := [name for name in names if is_no_class(name)]:
-        raise ValueError(f"classes: expected names of things, got {none[0]!r}, which is what has no class; "
-                         "leave it out")
+    for name in names:
+        same[folded(name)].append(name)
+    for alike in same.values():
+        if len(alike) > 1:
+            raise ValueError("classes: expected names that differ in more than case, blanks and "
+                             f"the way accents are stored, got {alike}")
+    for name in names:
+        if is_no_class(name):
+            raise ValueError(f"classes: expected names of things, got {name!r}, which is what has "
+                             "no class; leave it out")
+
+def _check_colours(s:ClassSet)->None:
+    "One colour per class, all different; the background is black."
+    if len(s.colours) != len(s.classes):
+        raise ValueError(f"colours: expected one per class, got {len(s.colours)} "
+                         f"for {len(s.classes)} classes")
+    seen:dict = {}
+    for name, colour in zip(s.names, s.palette().tolist()):
+        other = seen.setdefault(tuple(colour), name)
+        if other != name:
+            raise ValueError(f"colours: expected different ones, got {colour} for {other!r} and "
+                             f"{name!r}; classes without a colour have VOC's")
 
 # %% ../../nbs/1_method/01_classes.ipynb #d43c79d5
 def _words(s:str # separated by "; ", as words may hold commas and blanks
     )->tuple:
-    return tuple(w.strip() for w in s.split(";"))
+    return tuple(word.strip() for word in s.split(";"))
 
 def _with(classes:tuple, prompts:dict # class -> words, where they differ
     )->tuple:
-    return tuple(prompts.get(c, c) for c in classes)
+    return tuple(prompts.get(name, name) for name in classes)
 
 _PERSON = "person with clothes,people,human"
-_VOC = _words("aeroplane; bicycle; bird; boat; bottle; bus; car; cat; chair; cow; diningtable; dog; horse; motorbike; person; "
-              "pottedplant; sheep; sofa; train; tvmonitor")
-VOC = ClassSet("voc", _VOC, _with(_VOC, {"bird": "bird avian", "chair": "chair seat", "person": _PERSON, "tvmonitor": "tvmonitor screen"}),
-    _words("ground; land; grass; tree; building; wall; sky; lake; water; river; sea; railway; railroad; keyboard; helmet; cloud; house; "
-           "mountain; ocean; road; rock; street; valley; bridge; sign"))
+_VOC = _words("""aeroplane; bicycle; bird; boat; bottle; bus; car; cat; chair; cow; diningtable;
+    dog; horse; motorbike; person; pottedplant; sheep; sofa; train; tvmonitor""")
+VOC = ClassSet("voc", _VOC,
+    _with(_VOC, {"bird": "bird avian", "chair": "chair seat", "person": _PERSON,
+                 "tvmonitor": "tvmonitor screen"}),
+    _words("""ground; land; grass; tree; building; wall; sky; lake; water; river; sea; railway;
+        railroad; keyboard; helmet; cloud; house; mountain; ocean; road; rock; street; valley;
+        bridge; sign"""))
 
 # %% ../../nbs/1_method/01_classes.ipynb #af384c6d
-_COCO = _words("person; bicycle; car; motorcycle; airplane; bus; train; truck; boat; traffic light; fire hydrant; stop sign; parking meter; "
-    "bench; bird; cat; dog; horse; sheep; cow; elephant; bear; zebra; giraffe; backpack; umbrella; handbag; tie; suitcase; frisbee; skis; "
-    "snowboard; sports ball; kite; baseball bat; baseball glove; skateboard; surfboard; tennis racket; bottle; wine glass; cup; fork; knife; "
-    "spoon; bowl; banana; apple; sandwich; orange; broccoli; carrot; hot dog; pizza; donut; cake; chair; couch; potted plant; bed; "
-    "dining table; toilet; tv; laptop; mouse; remote; keyboard; cell phone; microwave; oven; toaster; sink; refrigerator; book; clock; vase; "
-    "scissors; teddy bear; hair drier; toothbrush")
-COCO = ClassSet("coco", _COCO, _with(_COCO, {
-        "person": _PERSON, "motorcycle": "motorbike", "airplane": "aeroplane", "bird": "bird avian", "backpack": "backpack,bag",
-        "umbrella": "umbrella,parasol", "handbag": "handbag,purse", "tie": "necktie", "snowboard": "sknowboard", "baseball glove": "glove",
-        "spoon": "dessertspoon", "chair": "chair seat", "couch": "sofa", "potted plant": "pottedplant", "dining table": "diningtable",
-        "tv": "tvmonitor screen", "remote": "remote control", "hair drier": "hairdrier,blowdrier"}),
-    tuple(w for w in VOC.background if w not in ("keyboard", "sign")))
+_COCO = _words("""person; bicycle; car; motorcycle; airplane; bus; train; truck; boat;
+    traffic light; fire hydrant; stop sign; parking meter; bench; bird; cat; dog; horse; sheep;
+    cow; elephant; bear; zebra; giraffe; backpack; umbrella; handbag; tie; suitcase; frisbee; skis;
+    snowboard; sports ball; kite; baseball bat; baseball glove; skateboard; surfboard;
+    tennis racket; bottle; wine glass; cup; fork; knife; spoon; bowl; banana; apple; sandwich;
+    orange; broccoli; carrot; hot dog; pizza; donut; cake; chair; couch; potted plant; bed;
+    dining table; toilet; tv; laptop; mouse; remote; keyboard; cell phone; microwave; oven;
+    toaster; sink; refrigerator; book; clock; vase; scissors; teddy bear; hair drier; toothbrush""")
+COCO = ClassSet("coco", _COCO,
+    _with(_COCO, {
+        "person": _PERSON, "motorcycle": "motorbike", "airplane": "aeroplane", "bird": "bird avian",
+        "backpack": "backpack,bag", "umbrella": "umbrella,parasol", "handbag": "handbag,purse",
+        "tie": "necktie", "snowboard": "sknowboard", "baseball glove": "glove",
+        "spoon": "dessertspoon", "chair": "chair seat", "couch": "sofa",
+        "potted plant": "pottedplant", "dining table": "diningtable", "tv": "tvmonitor screen",
+        "remote": "remote control", "hair drier": "hairdrier,blowdrier"}),
+    tuple(word for word in VOC.background if word not in ("keyboard", "sign")))
 
 # %% ../../nbs/1_method/01_classes.ipynb #bdfac80a
 _SCENES = _words("bird; car; cup; flower; house; lamp; train")
-SCENES = ClassSet("scenes", _SCENES, _SCENES, _words("grass; sky; water; sand; road; wall; snow; forest; rock"), "a picture of a {}.")
+SCENES = ClassSet("scenes", _SCENES, _SCENES,
+    _words("grass; sky; water; sand; road; wall; snow; forest; rock"), "a picture of a {}.")
 _SCENES12 = _words("plane; bird; boat; bus; car; cat; cup; fish; flower; house; lamp; train")
 SCENES12 = replace(SCENES, name="scenes12", classes=_SCENES12, prompts=_SCENES12)
 
 # %% ../../nbs/1_method/01_classes.ipynb #1aef28c9
 CLASS_SETS = {s.name: s for s in (VOC, COCO, SCENES, SCENES12)}
 
-class _Twice(ValueError): pass
+class _Twice(ValueError):
+    "A key of YAML that comes twice."
 
 class _OneEach(yaml.SafeLoader):
-    "YAML in which no key comes twice; Python's own reader would keep the last and say nothing."
+    "YAML in which no key comes twice; Python's own reader would silently keep the last."
     def compose_mapping_node(self, anchor):
-        node, seen = super().compose_mapping_node(anchor), set()
-        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode): continue
             if (key.tag, key.value) in seen:
-                line = key.start_mark.line + 1
-                raise _Twice(f"line {line}: {key.value!r} comes twice, and one of the two would be lost; keep one")
+                raise _Twice(f"line {key.start_mark.line + 1}: {key.value!r} comes twice, and one "
+                             "of the two would be lost; keep one")
             seen.add((key.tag, key.value))
         return node
 
 def _read_yaml(path):
     "What a YAML file holds, as basic Python types."
     loader = _OneEach(Path(path).read_text(encoding="utf-8-sig"))
-    try: return loader.get_single_data()
-    finally: loader.dispose()
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 def get_classes(name:str # voc | coco | scenes | scenes12, or the path of a YAML file
     )->ClassSet:
     "A known set of classes, or one of your own."
     if str(name) in CLASS_SETS: return CLASS_SETS[str(name)]
-    if Path(name).suffix not in (".yaml", ".yml"): return CLASS_SETS[one_of(str(name), tuple(CLASS_SETS), "class list (a YAML file ends in .yaml)")]
-    if not Path(name).is_file(): raise FileNotFoundError(f"{name}: no such class list; expected YAML with `classes: [{{name: cat, prompt: cat kitten}}, dog]`")
-    try: d = _read_yaml(name)
-    except _Twice as e: raise ValueError(f"{name}: {e}") from e
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        one_of(str(name), tuple(CLASS_SETS), "class list (a YAML file ends in .yaml)")
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no such class list; expected YAML with "
+                                "`classes: [{name: cat, prompt: cat kitten}, dog]`")
+    try:
+        d = _read_yaml(path)
+    except _Twice as e:
+        raise ValueError(f"{name}: {e}") from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ValueError(f"{name}: expected YAML in UTF-8, got something else ({' '.join(str(e).split())[:200]}); put text that holds : or # in quotes") from e
-    try: return class_set(d, Path(name).stem)
-    except ValueError as e: raise ValueError(f"{name}: {str(e).removeprefix(f'{Path(name).stem}.yaml: ')}") from e
+        reason = " ".join(str(e).split())[:200]
+        raise ValueError(f"{name}: expected YAML in UTF-8, got something else ({reason}); "
+                         "put text that holds : or # in quotes") from e
+    try:
+        return class_set(d, path.stem)
+    except ValueError as e:
+        reason = str(e).removeprefix(f"{path.stem}.yaml: ")
+        raise ValueError(f"{name}: {reason}") from e
 
-def class_set(d:dict,  # `classes`: names, or {name, prompt, colour}; perhaps `name`, `background`, `template`
+def class_set(d:dict,  # `classes`, perhaps `name`, `background` and `template`
               stem:str # the set's name where `name` is missing
     )->ClassSet:
     "A set of classes from what a YAML file holds, checked."
-    allowed = {"name", "classes", "background", "template"}
-    if not isinstance(d, dict) or "classes" not in d or set(d) - allowed:
-        raise ValueError(f"{stem}.yaml: expected `classes` and perhaps {sorted(allowed - {'classes'})}, got {sorted(map(str, d)) if isinstance(d, dict) else short(d)}")
-    rows = [c if isinstance(c, dict) else dict(name=c) for c in _listed(d["classes"], f"{stem}.yaml: classes")]
-    if bad := [r for r in rows if not _is_row(r)]:
-        raise ValueError(f"{stem}.yaml: expected a class as text or as {{name, prompt, colour}}, got {short(bad[0])} (quote words YAML reads as values, as 'no')")
-    names, prompts = tuple(r["name"] for r in rows), tuple(_prompt(r) for r in rows)
-    mine = set(" ".join(names + prompts).replace(",", " ").lower().split())
-    background = _listed(d.get("background", [w for w in VOC.background if w not in mine]), f"{stem}.yaml: background")
-    head = {k: d.get(k, v) for k, v in dict(name=stem, template=VOC.template).items()}
-    if not background or not all(isinstance(w, str) and w.strip() for w in (*background, *head.values())):
-        raise ValueError(f"{stem}.yaml: expected text as name and template, and at least one background word, got {short([background, head])}")
-    return ClassSet(head["name"], names, prompts, tuple(background), head["template"], tuple(_colour(r["colour"]) if "colour" in r else None for r in rows))
+    optional = {"name", "background", "template"}
+    if not isinstance(d, dict) or "classes" not in d or set(d) - optional - {"classes"}:
+        found = sorted(map(str, d)) if isinstance(d, dict) else short(d)
+        raise ValueError(f"{stem}.yaml: expected `classes` and perhaps {sorted(optional)}, "
+                         f"got {found}")
+    classes = _listed(d["classes"], f"{stem}.yaml: classes")
+    rows = [c if isinstance(c, dict) else dict(name=c) for c in classes]
+    bad = [row for row in rows if not _is_row(row)]
+    if bad:
+        raise ValueError(f"{stem}.yaml: expected a class as text or as {{name, prompt, colour}}, "
+                         f"got {short(bad[0])} (quote words YAML reads as values, as 'no')")
+    names = tuple(row["name"] for row in rows)
+    prompts = tuple(_prompt(row) for row in rows)
+    colours = tuple(_colour(row["colour"]) if "colour" in row else None for row in rows)
+    background = d.get("background", _far_from(names + prompts))
+    _listed(background, f"{stem}.yaml: background")
+    name = d.get("name", stem)
+    template = d.get("template", VOC.template)
+    if not background or not all(map(_is_word, (*background, name, template))):
+        raise ValueError(f"{stem}.yaml: expected text as name and template, and at least one "
+                         f"background word, got {short([background, name, template])}")
+    return ClassSet(name, names, prompts, tuple(background), template, colours)
+
+def _far_from(texts:tuple)->list:
+    "VOC's background words that are no word of `texts`."
+    words = set(" ".join(texts).replace(",", " ").lower().split())
+    return [word for word in VOC.background if word not in words]
 
 def _listed(x, what:str)->list:
-    if not isinstance(x, list): raise ValueError(f"{what}: expected a list, as [cat, dog] or a line '- cat' each, got {short(x)}")
-    return x
+    if isinstance(x, list): return x
+    raise ValueError(f"{what}: expected a list, as [cat, dog] or a line '- cat' each, "
+                     f"got {short(x)}")
 
-def _is_row(r:dict)->bool:
+def _is_word(x)->bool: return isinstance(x, str) and bool(x.strip())
+
+def _is_row(row:dict)->bool:
     "Text for a name, and for what else there is: text or a list of it."
-    words = [r.get("name"), *(r["prompt"] if isinstance(r.get("prompt"), list) else [r.get("prompt", r.get("name"))])]
-    return not set(r) - {"name", "prompt", "colour"} and len(words) > 1 and all(isinstance(w, str) and w.strip() for w in words)
+    prompt = row.get("prompt", row.get("name"))
+    words = prompt if isinstance(prompt, list) else [prompt]
+    known = set(row) <= {"name", "prompt", "colour"}
+    return known and bool(words) and all(map(_is_word, [row.get("name"), *words]))
 
-def _prompt(r:dict)->str:
-    p = r.get("prompt", r["name"])
-    return p if isinstance(p, str) else ",".join(p)
+def _prompt(row:dict)->str:
+    prompt = row.get("prompt", row["name"])
+    return prompt if isinstance(prompt, str) else ",".join(prompt)
 
 def _colour(c # "#rrggbb", a colour's English name, or three numbers
     )->tuple: # red, green, blue, 0..255
-    try: rgb = ImageColor.getrgb(c) if isinstance(c, str) else tuple(c)
-    except (ValueError, TypeError): rgb = ()
+    try:
+        rgb = ImageColor.getrgb(c) if isinstance(c, str) else tuple(c)
+    except (ValueError, TypeError):
+        rgb = ()
     if len(rgb) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in rgb):
-        raise ValueError(f"colour: expected '#rrggbb' in quotes, a name such as tomato, or [red, green, blue] of 0..255, got {short(c)}")
+        raise ValueError("colour: expected '#rrggbb' in quotes, a name such as tomato, or "
+                         f"[red, green, blue] of 0..255, got {short(c)}")
     return tuple(rgb)
-
-def _check_colours(s:ClassSet)->None:
-    "One colour per class, all different; the background is black."
-    if len(s.colours) != len(s.classes): raise ValueError(f"colours: expected one per class, got {len(s.colours)} for {len(s.classes)} classes")
-    seen = {}
-    for name, c in zip(s.names, s.palette().tolist()):
-        if tuple(c) in seen: raise ValueError(f"colours: expected different ones, got {c} for {seen[tuple(c)]!r} and {name!r}; classes without a colour have VOC's")
-        seen[tuple(c)] = name
 
 # %% ../../nbs/1_method/01_classes.ipynb #c4b65c14
 def voc_palette(
     )->np.ndarray: # red, green, blue by class id, (256, 3) uint8
     "The colour map of PASCAL VOC's masks, by interleaving the bits of the id."
-    i, k, j = np.arange(256)[:, None, None], np.arange(8)[:, None], np.arange(3)
+    i = np.arange(256)[:, None, None]
+    k = np.arange(8)[:, None]
+    j = np.arange(3)
     return (((i >> 3*k + j) & 1) << 7 - k).sum(1).astype(np.uint8)  # (256, 8, 3) -> (256, 3)

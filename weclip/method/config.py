@@ -16,26 +16,26 @@ import hashlib, json
 # %% ../../nbs/1_method/00_config.ipynb #a711b401
 @dataclass(frozen=True)
 class Config:
-    "All settings of one training and its evaluation; defaults are the authors' released VOC run."
-    classes: str = "voc"          # class list: voc | coco | scenes | scenes12, or a YAML file of your own
+    "All settings of one run and its evaluation; defaults are the authors' released VOC run."
+    classes: str = "voc"          # class list: voc | coco | scenes | scenes12, or a YAML file
     # --- frozen encoder
     norm: str = "imagenet"        # pixel normalisation: imagenet | clip. Paper: unstated
     pool: str = "patches"         # image vector of the CAM score: mean of the patches | "cls" token
-    n_feats: int = 11             # blocks the decoder reads, counted from the first. Paper: N = 12, §4.2
+    n_feats: int = 11             # blocks the decoder reads, from the first. Paper: N = 12, §4.2
     # --- CAM and its refinement
-    cam_floor: float = 0.         # a raw CAM that peaks below this shows nothing, unless CLIP is sure of its tag; 0: never. Paper: unstated
+    cam_floor: float = 0.         # raw CAMs that peak lower are empty unless CLIP is sure; 0: none
     box_thr: float = 0.4          # box mask threshold, fraction of the CAM's maximum; COCO 0.7 [29]
-    box_open: bool = True         # boxes never cover the last row and column. Paper: unstated (a slip of the code)
+    box_open: bool = True         # boxes spare the last row and column (a slip). Paper: unstated
     use_aff: bool = True          # A_f in Eq. (7), Table 6
     use_gate: bool = True         # G in Eq. (7), Table 6
     use_attn: bool = True         # A_s in Eq. (7), Table 6
-    refine: bool = True           # RFM at all, Table 4 (False: pseudo labels from the initial CAM)
+    refine: bool = True           # RFM at all, Table 4 (False: labels from the initial CAM)
     n_static: int = 8             # attention maps averaged before the switch (CLIP-ES [29])
-    n_dynamic: int = 6            # maps offered to the filter after it, the last ones; COCO 10. Paper: N_0 = 6, so 7
+    n_dynamic: int = 6            # last maps, offered to the filter; COCO 10. Paper: N_0 = 6, so 7
     signed: bool = True           # S^l of Eq. (5) signed, as printed; False: |A_f - A_s^l|
     sinkhorn_iters: int = 3       # rounds of column, then row normalisation [29]
     alpha: int = 2                # power of the transition matrix, Eq. (8), §4.2
-    switch: int = 9144            # first iteration with a dynamic RFM, counted from 0; COCO 40000. Paper: always dynamic (0)
+    switch: int = 9144            # first dynamic iteration, counted from 0; COCO 40000. Paper: 0
     # --- pseudo labels
     par_iters: int = 20           # PAR iterations. Paper: those of [39]
     par_dilations: tuple = (1, 2, 4, 8, 12, 24)  # pixels
@@ -49,13 +49,13 @@ class Config:
     lam: float = 0.1              # weight of the affinity loss, Eq. (10), §4.2
     seg_loss: str = "balanced"    # mean of background CE and foreground CE | "ce". Paper: ce
     aff_loss: str = "l1"          # balanced L1 | "ce". Paper: ce
-    radius: int = 8               # pairs further apart (tokens, Chebyshev) are not labelled; 0: all are. Paper: all
+    radius: int = 8               # tokens; pairs further apart have no label. Paper: all (0)
     # --- training
     crop: int = 320               # pixels, §4.2
     scale: tuple = (0.5, 2.0)     # random rescaling before the crop. Paper: unstated
     flip: bool = True             # random horizontal flip
-    views: int = 0                # fixed crops per picture, visited in turn, whose frozen features can be kept; 0: a new crop at every visit
-    pad_ignore: bool = False      # leave the padding of small pictures out of the losses. Released: padding is supervised
+    views: int = 0                # fixed crops per picture, visited in turn; 0: always a new crop
+    pad_ignore: bool = False      # no loss where small pictures are padded. Released: there is one
     bs: int = 4                   # images per step, §4.2; COCO 4. Paper: COCO 8
     iters: int = 30_000           # §4.2; COCO 80,000
     lr: float = 2e-3              # §4.2
@@ -63,72 +63,86 @@ class Config:
     warmup: int = 50              # iterations of linear warm-up. Paper: unstated
     warmup_ratio: float = 1e-6    # first learning rate, as a fraction of `lr`
     power: float = 1.0            # of the polynomial decay
-    amp: str = "off"              # mixed precision of encoder and decoder in training: off | bf16 | fp16
+    amp: str = "off"              # mixed precision in training: off | bf16 | fp16
     clip_grad: float = 0.         # largest norm of the decoder's gradient; 0: not clipped
-    supervised: bool = False      # §4.5: learn from masks; no text encoder, no RFM, no affinity loss
+    supervised: bool = False      # §4.5: learn from masks; no text encoder, RFM or affinity loss
     seed: int = 1
     # --- inference
     long_side: int = 512          # pixels; 0: the picture's own size
     scales: tuple = (1.0, 0.75)   # §4.2
     tta_flip: bool = True         # average with the mirrored picture. Paper: unstated
-    round_to: int = 1             # network sizes are rounded to this many pixels; 1: truncated as released, 16: whole patches
+    round_to: int = 1             # network sizes are rounded to this many pixels; 1: truncated
     crf_iters: int = 10           # DenseCRF, §4.2
     crf_pos: tuple = (3, 3)       # Gaussian kernel: (std in pixels, weight)
     crf_bi: tuple = (64, 5, 4)    # bilateral kernel: (std in pixels, std in grey levels, weight)
 
     def __post_init__(self):
-        for f in fields(self):
-            kinds = (float, int) if type(f.default) is float else (type(f.default),)
-            if type(v := getattr(self, f.name)) not in kinds: raise ValueError(f"{f.name}: expected {kinds[0].__name__}, got {v!r}")
-            if f.name in _POSITIVE and v < 1: raise ValueError(f"{f.name}: expected at least 1, got {v}")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), type(field.default))
 
+CHOICES = dict(norm=("imagenet", "clip"), pool=("patches", "cls"), seg_loss=("balanced", "ce"),
+               aff_loss=("l1", "ce"), amp=("off", "bf16", "fp16"))
 _POSITIVE = ("n_feats", "n_static", "n_dynamic", "d", "heads", "crop", "bs", "iters", "round_to")
-CHOICES = dict(norm=("imagenet", "clip"), pool=("patches", "cls"), seg_loss=("balanced", "ce"), aff_loss=("l1", "ce"), amp=("off", "bf16", "fp16"))
+
+def _check(name:str, value, kind:type)->None:
+    "Refuse a value that a field cannot have."
+    kinds = (float, int) if kind is float else (kind,)
+    if type(value) not in kinds:
+        raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
+    if name in _POSITIVE and value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name}: expected one of {CHOICES[name]}, got {value!r}")
 
 # %% ../../nbs/1_method/00_config.ipynb #027d26d3
-PAPER = dict(n_feats=12, n_dynamic=7, n_static=7, switch=0, seg_loss="ce", aff_loss="ce", radius=0, wd=1e-3, norm="clip",
-             box_open=False, pad_ignore=True, round_to=16)
+PAPER = dict(n_feats=12, n_dynamic=7, n_static=7, switch=0, seg_loss="ce", aff_loss="ce", radius=0,
+             wd=1e-3, norm="clip", box_open=False, pad_ignore=True, round_to=16)
 PAPER_COCO = dict(bs=8)  # where the text has another value on COCO
 MENDED = dict(box_open=False, pad_ignore=True, round_to=16, norm="clip", cam_floor=1e-6)
 RECIPES:dict[str, dict] = dict(released={}, paper=PAPER, mended=MENDED)
 
-_SCENES = dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, crop=112, views=1, par_scale=0.5, bs=16, scale=(0.75, 1.5), iters=1000, switch=300,
-               long_side=176, par_dilations=(1, 2, 4, 8), par_iters=10, lr=2e-3, radius=5)
+_SCENES = dict(classes="scenes", norm="clip", pool="cls", d=64, heads=2, par_scale=0.5,
+               par_dilations=(1, 2, 4, 8), par_iters=10, radius=5, crop=112, views=1, bs=16,
+               scale=(0.75, 1.5), iters=1000, switch=300, lr=2e-3, long_side=176)
 PROFILES:dict[str, dict] = dict(
     voc={},
     coco=dict(classes="coco", box_thr=0.7, n_dynamic=10, switch=40_000, iters=80_000),
     own=dict(MENDED, classes="own", iters=2000, switch=600),
-    scenes=_SCENES, scenes12={**_SCENES, "classes": "scenes12"})
+    scenes=_SCENES,
+    scenes12={**_SCENES, "classes": "scenes12"})
 
-def fit_tower(cfg:Config,     # settings for ViT-B/16, i.e. 12 blocks and patches of 16 pixels
+def fit_tower(cfg:Config,      # settings for ViT-B/16, i.e. 12 blocks and patches of 16 pixels
               n_blocks:int=12, # blocks of the image tower
               patch:int=16     # side of its patches, pixels
     )->Config:                 # the same for ViT-B/16
     "The meaning of a preset on another image tower."
-    return replace(cfg, n_feats=max(1, n_blocks - 12 + cfg.n_feats), crop=patch*max(1, round(cfg.crop/patch)),
-                   round_to=cfg.round_to if patch == 16 else patch)
+    n_feats = max(1, n_blocks - 12 + cfg.n_feats)
+    crop = patch*max(1, round(cfg.crop/patch))
+    round_to = cfg.round_to if patch == 16 else patch
+    return replace(cfg, n_feats=n_feats, crop=crop, round_to=round_to)
 
-def preset(profile:str="voc",       # data set: voc | coco | own | scenes | scenes12
-           recipe:str="released",   # released | paper | mended
-           n_blocks:int=12,         # as in `fit_tower`
-           patch:int=16,            # as in `fit_tower`
-           **overrides              # single fields, e.g. `signed=False`
-    )->Config:                      # the merged settings; later ones win: profile, recipe, tower, overrides
+def preset(profile:str="voc",     # data set: voc | coco | own | scenes | scenes12
+           recipe:str="released", # released | paper | mended
+           n_blocks:int=12,       # as in `fit_tower`
+           patch:int=16,          # as in `fit_tower`
+           **overrides            # single fields, e.g. `signed=False`
+    )->Config:                    # later ones win: profile, recipe, tower, overrides
     "Settings of a data set and a recipe, with single fields replaced; §4.2."
-    for name, table, key in (("profile", PROFILES, profile), ("recipe", RECIPES, recipe)):
-        if key not in table: raise ValueError(f"{name}: expected one of {tuple(table)}, got {key!r}")
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {tuple(PROFILES)}, got {profile!r}")
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe: expected one of {tuple(RECIPES)}, got {recipe!r}")
     _check_names(overrides)
-    more = PAPER_COCO if (profile, recipe) == ("coco", "paper") else {}
-    merged = {**PROFILES[profile], **RECIPES[recipe], **more}
+    merged = {**PROFILES[profile], **RECIPES[recipe]}
+    if (profile, recipe) == ("coco", "paper"):
+        merged |= PAPER_COCO
     return replace(fit_tower(Config(**merged), n_blocks, patch), **overrides)
 
 def _check_names(settings:dict)->None:
     "Refuse what is no field."
-    unknown = set(settings) - {f.name for f in fields(Config)}
-    if unknown: raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in fields(Config)]}")
+    known = [field.name for field in fields(Config)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown: raise ValueError(f"unknown settings {unknown}; known: {known}")
 
 # %% ../../nbs/1_method/00_config.ipynb #7d593dd1
 def to_dict(cfg:Config # any settings
@@ -140,20 +154,20 @@ def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     )->Config:
     "Settings back from JSON; lists become tuples again."
     _check_names(d)
-    settings:dict = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+    settings:dict = {name: tuple(v) if isinstance(v, list) else v for name, v in d.items()}
     return Config(**settings)
 
-LATER = dict(amp="off", clip_grad=0., cam_floor=0.)  # fields younger than the first results, at the value of those results
+LATER = dict(amp="off", clip_grad=0., cam_floor=0.)  # younger than the first results
 
 def run_name(cfg:Config # any settings
     )->str:
-    "Ten hexadecimal digits that name the training of `cfg`."
-    d = {k: v for k, v in to_dict(cfg).items() if k not in LATER or v != LATER[k]}
+    "Ten hexadecimal digits that name the run of `cfg`."
+    d = {name: v for name, v in to_dict(cfg).items() if name not in LATER or v != LATER[name]}
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:10]
 
 # %% ../../nbs/1_method/00_config.ipynb #942cc9ec
 MODES = ("single", "ms", "crf")  # one scale; scales and flip; DenseCRF on top
-STAGES = ("initial", "initial+PAR", "refined", "pseudo")  # of a pseudo label: M_init, with PAR; M_f, with PAR
+STAGES = ("initial", "initial+PAR", "refined", "pseudo")  # M_init, with PAR; M_f, with PAR
 
 def snapshot_file(i:int # iterations done
     )->str:
@@ -166,21 +180,27 @@ def one_of(name:str, # as somebody wrote it
     )->str:
     "`name` itself, or a ValueError that suggests the nearest known names."
     if name in known: return name
-    near = get_close_matches(str(name), known, n=3, cutoff=.4)
-    raise ValueError(f"unknown {what}: {name!r}; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {list(known)}"))
+    near = " or ".join(map(repr, get_close_matches(str(name), known, n=3, cutoff=.4)))
+    hint = f"did you mean {near}?" if near else f"known: {list(known)}"
+    raise ValueError(f"unknown {what}: {name!r}; {hint}")
 
 # %% ../../nbs/1_method/00_config.ipynb #1f660190
-EVALUATION = ("long_side", "scales", "tta_flip", "round_to", "crf_iters", "crf_pos", "crf_bi")  # fields that training does not read
+EVALUATION = ("long_side", "scales", "tta_flip", "round_to",
+              "crf_iters", "crf_pos", "crf_bi")  # fields that training does not read
 
 def with_settings(mode:str,     # of `MODES`
                   settings:dict # fields of `EVALUATION` that differ
     )->str:                     # e.g. "ms:round_to=16"
     "A prediction under other evaluation settings."
-    return mode + "".join(f"{':;'[i > 0]}{k}={v!r}" for i, (k, v) in enumerate(sorted(settings.items())))
+    pairs = ";".join(f"{name}={value!r}" for name, value in sorted(settings.items()))
+    return f"{mode}:{pairs}" if pairs else mode
 
 def read_mode(text:str # as `with_settings` writes it
     )->tuple:          # (mode, settings)
     "The inverse of `with_settings`."
     mode, _, rest = text.partition(":")
+    one_of(mode, MODES + STAGES, "mode")
     pairs = [part.split("=", 1) for part in rest.split(";") if part]
-    return one_of(mode, MODES + STAGES, "mode"), {one_of(k, EVALUATION, "evaluation setting"): literal_eval(v) for k, v in pairs}
+    for name, _ in pairs:
+        one_of(name, EVALUATION, "evaluation setting")
+    return mode, {name: literal_eval(value) for name, value in pairs}
