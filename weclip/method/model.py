@@ -15,7 +15,7 @@ from .batch import pairs
 from .clip import FrozenCLIP, patches, plain_encode
 from .decoder import Decoded, Decoder, plain_fuse, plain_head
 from .cam import Cams, gradcam, ignore_faint, plain_cam
-from .rfm import affinity_map, is_dynamic, rfm
+from .rfm import affinity_map, is_dynamic, plain_rfm, rfm
 from .par import plain_labels, pseudo_labels
 from .losses import (
     AFF_LOSSES, SEG_LOSSES, Losses, local_count, plain_losses, total_loss, upsample)
@@ -34,11 +34,10 @@ def plain_loss(model,            # its encoder, decoder, texts and settings are 
     tokens, attn, grid = plain_encode(model.clip, img, model.clip.n_blocks, n_maps)  # F_init, A_s
     cam, _ = plain_cam(model.clip, tokens[-2], grid, *texts, img_idx, tag_idx, cfg.pool) # M_init
     fu = plain_fuse(model.decoder, [t[:, 1:] for t in tokens[:cfg.n_feats]], grid)       # F_u
-    logits = plain_head(model.decoder, fu)                                               # P on tokens
+    logits = plain_head(model.decoder, fu)                                               # P, small
     aff = affinity_map(fu)                                                               # A_f
     with torch.no_grad():
-        cam_ref = rfm(cam, attn, aff, img_idx, dynamic, cfg.box_thr, cfg.box_open,
-                      cfg.sinkhorn_iters, cfg.alpha, n_static=n_maps, n_dynamic=n_maps)  # M_f
+        cam_ref = plain_rfm(cam, attn, aff if dynamic else None, img_idx, cfg.box_thr)   # M_f
         pseudo = plain_labels(cam_ref, img, img_idx, tag_idx, cfg.par_iters, cfg.par_dilations)
     return plain_losses(logits, aff, pseudo, grid, cfg.lam, cfg.radius)
 

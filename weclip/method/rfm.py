@@ -93,16 +93,19 @@ def plain_boxes(cam:Tensor,           # (K, h, w), in [0, 1]
 # %% ../../nbs/1_method/06_rfm.ipynb #d458ebdc
 def plain_rfm(cam:Tensor,      # M_init, (K, h, w), in [0, 1]
               attn:Tensor,     # A_s of the blocks N_0 .. N, (B, n, L, L)
-              aff:Tensor,      # A_f, (B, L, L)
+              aff:Tensor|None, # A_f, (B, L, L); None: before the switch, where it takes no part
               img_idx:Tensor,  # image of each pair, (K,)
               box_thr:float=.4 # as in `plain_boxes`
     )->Tensor:                 # M_f, (K, h, w)
     "Refine the CAMs of a batch, Eqs. (5)-(8)."
-    aff = aff.detach()
-    keep = gate(disagreement(aff, attn))                  # G
-    r = aff*gated_mean(attn, keep)                        # R
-    trans = plain_transition(r)[img_idx]                  # (K, L, L)
-    sources = (cam*plain_boxes(cam, box_thr)).flatten(1)  # (K, L)
+    if aff is None:
+        r = attn.mean(1)                                    # the static map of CLIP-ES [29]
+    else:
+        aff = aff.detach()
+        keep = gate(disagreement(aff, attn))                # G
+        r = aff*gated_mean(attn, keep)                      # R
+    trans = plain_transition(r)[img_idx]                    # (K, L, L)
+    sources = (cam*plain_boxes(cam, box_thr)).flatten(1)    # (K, L)
     return torch.einsum("kij,kj->ki", trans, sources).view_as(cam)
 
 # %% ../../nbs/1_method/06_rfm.ipynb #203b03db
