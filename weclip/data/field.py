@@ -23,7 +23,7 @@ from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 from ..machine import parallel_map, whole_file
 from ..method.classes import COCO, IGNORE_INDEX, VOC, voc_palette
-from .pictures import _orientation, read_mask, save_mask
+from .pictures import _orientation, _upright_size, read_mask, save_mask
 from .voc import _image_files, _lists, _mask_files, _plain, _read_split, _some, _voc_root, read_tags
 
 # %% ../../nbs/2_data/03_field.ipynb #59e303c5
