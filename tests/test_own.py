@@ -7,8 +7,9 @@ from PIL import Image
 
 from weclip.method.classes import SCENES, VOC, ClassSet, get_classes, voc_palette
 from weclip.method.clip import shared_texts, text_features, tokens_of
+from weclip.data.voc import SegData, check_files
 from weclip.data.own import (
-    check_pictures, class_counts, find_images, findings, inside, list_folder, open_images, picture_files, readable,
+    class_counts, find_images, findings, inside, list_folder, open_images, picture_files, readable,
     rows_csv, stem, told)
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model
@@ -142,7 +143,7 @@ def test_broken_pictures_are_named_together(pets):
     tags = {n: ["cat"] for n in ("a.jpg", "b.png", "garden/a.jpg")}
     with pytest.raises(ValueError, match="2 of 3 pictures cannot be read: .*a.jpg.*b.png"): open_images(pets, tags, progress=False)
     assert len(open_images(pets, tags, check=False)[0]) == 3
-    check_pictures({"x": pets/"garden"/"a.jpg"}, progress=False)
+    check_files(SegData({"x": pets/"garden"/"a.jpg"}, {}, ()), progress=False)
 
 def test_many_classes(pets):
     names = [f"c{i:03}" for i in range(255)]
