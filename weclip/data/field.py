@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARCHIVES', 'SIZES', 'Archive', 'fetch', 'unpack', 'sbd_mask', 'train_aug', 'build_voc', 'coco_mask', 'build_coco',
-           'survey', 'counts_table', 'complete', 'pack_voc']
+           'survey', 'counts_table', 'complete', 'pack_masks', 'pack_voc']
 
 # %% ../../nbs/2_data/03_field.ipynb #0d4d392a
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from http.client import HTTPException
 from importlib import import_module
 from itertools import repeat
@@ -37,42 +39,50 @@ class Archive(NamedTuple):
     url: str   # where it is published
     login: bool = False # does the publisher ask for one?
 
+_VOC_URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012"
+_SBD_URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
 _COCO_URL = "http://images.cocodataset.org"
 ARCHIVES = dict(
     voc=Archive("VOCtrainval_11-May-2012.tar", 2.0, "6cd6e144f989b92b3379bac3b3de84fd",
-                "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"),
-    sbd=Archive("benchmark.tgz", 1.4, "82b4d87ceb2ed10f6038a1cba92111cb",
-                "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"),
-    test=Archive("VOC2012test.tar", 1.9, "9065beb292b6c291fad82b2725749fda", "http://host.robots.ox.ac.uk:8080/eval/downloads/VOC2012test.tar", login=True),
-    annotations=Archive("annotations_trainval2014.zip", .25, "0a379cfc70b0e71301e0f377548639bd", f"{_COCO_URL}/annotations/annotations_trainval2014.zip"),
+                f"{_VOC_URL}/VOCtrainval_11-May-2012.tar"),
+    sbd=Archive("benchmark.tgz", 1.4, "82b4d87ceb2ed10f6038a1cba92111cb", f"{_SBD_URL}/benchmark.tgz"),
+    test=Archive("VOC2012test.tar", 1.9, "9065beb292b6c291fad82b2725749fda",
+                 "http://host.robots.ox.ac.uk:8080/eval/downloads/VOC2012test.tar", login=True),
+    annotations=Archive("annotations_trainval2014.zip", .25, "0a379cfc70b0e71301e0f377548639bd",
+                        f"{_COCO_URL}/annotations/annotations_trainval2014.zip"),
     train2014=Archive("train2014.zip", 13.5, "0da8c0bd3d6becc4dcb32757491aca88", f"{_COCO_URL}/zips/train2014.zip"),
     val2014=Archive("val2014.zip", 6.6, "a3d79f5ed8d289b7a7554ce06a5782b3", f"{_COCO_URL}/zips/val2014.zip"))
-
-# %% ../../nbs/2_data/03_field.ipynb #9c92baad
-def _write(path, text):
-    with whole_file(path) as part: part.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/2_data/03_field.ipynb #2bf12dc7
 def _check_md5(path, md5):
     "Refuse a file whose sum is another."
-    if (got := calculate_md5(str(path))) != md5:
-        raise ValueError(f"{path}: expected MD5 {md5}, got {got} ({path.stat().st_size:,} bytes): incomplete or altered; delete it and fetch it again")
+    got = calculate_md5(str(path))
+    if got != md5:
+        size = path.stat().st_size
+        raise ValueError(f"{path}: expected MD5 {md5}, got {got} ({size:,} bytes): incomplete or altered; "
+                         "delete it and fetch it again")
 
 def _receive(url, part, progress):
     "Append to `part` what it lacks of `url`."
     have = part.stat().st_size if part.exists() else 0
-    try: r = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60)
+    try:
+        response = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60)
     except HTTPError as e:
         if e.code == 416: return  # nothing lies beyond: it was complete
         raise
-    with r:
-        have = have if r.status == 206 else 0  # a server that cannot resume sends all of it
-        total = have + int(r.headers["Content-Length"]) if r.headers["Content-Length"] else None
+    with response:
+        if response.status != 206:  # a server that cannot resume sends all of it
+            have = 0
+        length = response.headers["Content-Length"]
+        total = have + int(length) if length else None
         part.parent.mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
-        with open(part, "ab" if have else "wb") as f, bar:
-            while block := r.read(1 << 20): f.write(block); bar.update(len(block))
-    if total and part.stat().st_size < total: raise ConnectionError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
+        with open(part, "ab" if have else "wb") as file, bar:
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+    size = part.stat().st_size
+    if total and size < total: raise ConnectionError(f"the connection ended after {size:,} of {total:,} bytes")
 
 def fetch(archive:Archive,    # what to download
           folder,             # where to
@@ -83,174 +93,253 @@ def fetch(archive:Archive,    # what to download
     if path.exists(): return path
     part = path.with_name(path.name + ".part")
     _receive(archive.url, part, progress)
-    try: _check_md5(part, archive.md5)
-    except ValueError: part.unlink(); raise
+    try:
+        _check_md5(part, archive.md5)
+    except ValueError:
+        part.unlink()
+        raise
     return part.replace(path)
 
 # %% ../../nbs/2_data/03_field.ipynb #2a6268b4
 class _Member(NamedTuple):
+    "What an archive says of one thing in it."
     name: str
     size: int
-    kind: str       # file | folder | other
-    open: object    # () -> stream of its bytes
+    is_folder: bool
+    is_file: bool
+    open: Callable # () -> stream of its bytes
 
-def _tar_members(path):
-    with tarfile.open(path) as t:
-        for m in t: yield _Member(m.name, m.size, "file" if m.isreg() else "folder" if m.isdir() else "other", lambda m=m: t.extractfile(m))
-
-def _zip_members(path):
-    with zipfile.ZipFile(path) as z:
-        for m in z.infolist():
-            plain = stat.S_IFMT(m.external_attr >> 16) in (0, stat.S_IFREG)  # 0: packed where there are no such bits
-            yield _Member(m.filename, m.file_size, "folder" if m.is_dir() else "file" if plain else "other", lambda m=m: z.open(m))
+def _members(archive):
+    "The list of a zip or a tar, in its order."
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as z:
+            for info in z.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)  # 0: packed where there are no such bits
+                is_file = kind in (0, stat.S_IFREG)
+                yield _Member(info.filename, info.file_size, info.is_dir(), is_file, partial(z.open, info))
+    else:
+        with tarfile.open(archive) as tar:
+            for m in tar:
+                yield _Member(m.name, m.size, m.isdir(), m.isreg(), partial(tar.extractfile, m))
 
 def _inside(name, archive)->Path: # relative
     "The path of a member; one that would leave the folder is refused."
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or set(name) & set("\\:\0"):
-        raise ValueError(f"{archive}: expected paths inside the folder, got {name!r}; this is not what was published, nothing was unpacked")
+        raise ValueError(f"{archive}: expected paths inside the folder, got {name!r}; "
+                         "this is not what was published, nothing was unpacked")
     return Path(*path.parts)
 
-def _unpack(members, archive, folder, progress):
-    todo = {}
-    for m in members(archive):  # the whole list first
-        path = _inside(m.name, archive)
-        if m.kind == "file": todo[path] = m.size
-        elif m.kind == "other": _log.warning("%s: %s is neither a file nor a folder and is left out", archive, m.name)
-    there = lambda p, n: (folder/p).is_file() and (folder/p).stat().st_size == n
-    lost = sum(n for p, n in todo.items() if not there(p, n))
-    free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
-    if lost > free: raise ValueError(f"{folder}: expected {lost/1e9:.1f} GB of free disk to unpack {archive.name}, got {free/1e9:.1f}")
-    files = ((_inside(m.name, archive), m) for m in members(archive) if m.kind == "file")
-    for path, m in tqdm(files, total=len(todo), desc=archive.name, disable=not progress):
-        if there(path, m.size): continue
-        with whole_file(folder/path) as part, m.open() as src, open(part, "wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+def _sizes(archive)->dict: # path of each file -> bytes
+    "The whole list of an archive, checked."
+    sizes = {}
+    for member in _members(archive):
+        path = _inside(member.name, archive)
+        if member.is_folder: continue
+        if member.is_file:
+            sizes[path] = member.size
+        else:
+            _log.warning("%s: %s is neither a file nor a folder and is left out", archive, member.name)
+    return sizes
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+def _unpack(archive, folder, progress):
+    sizes = _sizes(archive)
+    def is_there(path, size): return (folder/path).is_file() and (folder/path).stat().st_size == size
+    needed = sum(size for path, size in sizes.items() if not is_there(path, size))
+    disk = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise ValueError(f"{folder}: expected {needed/1e9:.1f} GB of free disk to unpack {archive.name}, "
+                         f"got {free/1e9:.1f}")
+    members = (member for member in _members(archive) if member.is_file and not member.is_folder)
+    for member in tqdm(members, total=len(sizes), desc=archive.name, disable=not progress):
+        path = _inside(member.name, archive)
+        if is_there(path, member.size): continue
+        with whole_file(folder/path) as part, member.open() as src, open(part, "wb") as dst:
+            shutil.copyfileobj(src, dst, 1 << 20)
+
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError,
+           RuntimeError)
 
 def unpack(archive,            # tar, tar.gz or zip
            folder,             # to unpack into
            progress:bool=True, # show a bar
     )->None:
     "Unpack the files of an archive, each whole or not at all, none outside the folder."
-    archive, folder = Path(archive), Path(folder)
+    archive = Path(archive)
     if not archive.is_file(): raise FileNotFoundError(f"{archive}: expected an archive, found no such file")
-    try: _unpack(_zip_members if archive.suffix == ".zip" else _tar_members, archive, folder, progress)
-    except _DAMAGE as e: raise ValueError(f"{archive}: expected a complete archive, got one that is damaged or cut short ({e}); delete it and fetch it again") from e
+    try:
+        _unpack(archive, Path(folder), progress)
+    except _DAMAGE as e:
+        raise ValueError(f"{archive}: expected a complete archive, got one that is damaged or cut short ({e}); "
+                         "delete it and fetch it again") from e
 
 # %% ../../nbs/2_data/03_field.ipynb #a31cd642
 def _wanted(lost, root, download):
     "What to bring, and where to."
-    rows = [f"  {a.name}  {a.size:g} GB  MD5 {a.md5}{' (optional: only for the test server)' if a.login else ''}\n"
-            f"    {a.url}{' (after logging in)' if a.login else ''}{why}" for a, why in lost]
-    return (f"{root}: the published files are not there. Put these into it, and run this again to check, unpack and build:\n" + "\n".join(rows)
-            + ("" if download else "\nor let --download fetch what needs no login"))
+    lines = [f"{root}: the published files are not there. "
+             "Put these into it, and run this again to check, unpack and build:"]
+    for archive, fault in lost:
+        optional = " (optional: only for the test server)" if archive.login else ""
+        login = " (after logging in)" if archive.login else ""
+        lines += [f"  {archive.name}  {archive.size:g} GB  MD5 {archive.md5}{optional}", f"    {archive.url}{login}"]
+        if fault:
+            lines.append(f"    could not be fetched: {fault}")
+    if not download:
+        lines.append("or let --download fetch what needs no login")
+    return "\n".join(lines)
 
 def _obtain(root, ready, download, progress):
     "Fetch if asked, check and unpack archives; `ready`: key of `ARCHIVES` -> is its content in place without it?"
-    root, lost = Path(root), []
-    for key, there in ready.items():
-        a, why = ARCHIVES[key], ""
-        path, done = root/a.name, root/f"{a.name}.unpacked"
-        if there and (done.exists() or not path.exists()): continue
-        try:
-            if download and not a.login: fetch(a, root, progress)
-        except (OSError, HTTPException) as e: why = f"\n    could not be fetched: {e}"
-        if not path.exists(): lost.append((a, why)); continue
-        _check_md5(path, a.md5)
+    root = Path(root)
+    lost = []
+    for key, is_there in ready.items():
+        archive = ARCHIVES[key]
+        path = root/archive.name
+        done = root/f"{archive.name}.unpacked"
+        if is_there and (done.exists() or not path.exists()): continue
+        fault = None
+        if download and not archive.login:
+            try:
+                fetch(archive, root, progress)
+            except (OSError, HTTPException) as e:
+                fault = e
+        if not path.exists():
+            lost.append((archive, fault))
+            continue
+        _check_md5(path, archive.md5)
         unpack(path, root, progress)
         done.touch()
-    if not all(a.login for a, _ in lost): raise FileNotFoundError(_wanted(lost, root, download))
+    if not all(archive.login for archive, _ in lost): raise FileNotFoundError(_wanted(lost, root, download))
 
 # %% ../../nbs/2_data/03_field.ipynb #b326c1b1
 def _need(module):
     "An optional package, or the way to it."
-    try: return import_module(module)
-    except ImportError as e: raise ImportError(f"{module.split('.')[0]} is needed to build this data set: pip install pycocotools scipy") from e
+    try:
+        return import_module(module)
+    except ImportError as e:
+        package = module.split(".")[0]
+        raise ImportError(f"{package} is needed to build this data set: pip install pycocotools scipy") from e
 
 def sbd_mask(path # SBD's cls/ID.mat
     )->np.ndarray: # class ids, (H, W), uint8
     "Class ids of a picture of SBD."
-    path, io_ = Path(path), _need("scipy.io")
-    if not path.is_file(): raise FileNotFoundError(f"{path}: expected a file of SBD, found none")
-    try: ids = np.asarray(io_.loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except Exception as e: raise ValueError(f"{path}: expected MATLAB's GTcls.Segmentation, got something else ({e}); unpack it again") from e
-    if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.max(initial=0) > len(VOC.classes):
-        raise ValueError(f"{path}: expected (H, W) class ids up to {len(VOC.classes)}, got {ids.shape} {ids.dtype} up to {ids.max(initial=0)}")
+    matlab = _need("scipy.io")
+    most = len(VOC.classes)
+    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a file of SBD, found none")
+    try:
+        ids = np.asarray(matlab.loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+    except Exception as e:
+        raise ValueError(f"{path}: expected MATLAB's GTcls.Segmentation, got something else ({e}); "
+                         "unpack it again") from e
+    if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.max(initial=0) > most:
+        raise ValueError(f"{path}: expected (H, W) class ids up to {most}, "
+                         f"got {ids.shape} {ids.dtype} up to {ids.max(initial=0)}")
     return ids.astype(np.uint8)
 
 # %% ../../nbs/2_data/03_field.ipynb #c5c413f7
-SIZES = dict(voc=dict(train=1464, train_aug=10_582, val=1449, test=1456), coco=dict(train=82_081, val=40_137))  # pictures
+SIZES = dict(voc=dict(train=1464, train_aug=10_582, val=1449, test=1456),  # pictures
+             coco=dict(train=82_081, val=40_137))
+_SBD_SIZE = 11_355
 
 def train_aug(train, # IDs of VOC's list
               val,   # IDs of VOC's list
               sbd,   # IDs of both lists of SBD
     )->list:         # IDs, sorted
     "The training pictures of the field: all that VOC or SBD marks, without VOC's validation."
-    ids, want = sorted((set(train) | set(sbd)) - set(val)), SIZES["voc"]
-    full = (len(set(train)), len(set(val)), len(set(sbd))) == (want["train"], want["val"], 11_355)
-    if full and len(ids) != want["train_aug"]:
-        raise ValueError(f"train_aug: expected {want['train_aug']:,} pictures from complete lists, got {len(ids):,}; one of the lists is not the published one")
+    train, val, sbd = map(set, (train, val, sbd))
+    ids = sorted((train | sbd) - val)
+    size = SIZES["voc"]
+    is_full = (len(train), len(val), len(sbd)) == (size["train"], size["val"], _SBD_SIZE)
+    if is_full and len(ids) != size["train_aug"]:
+        raise ValueError(f"train_aug: expected {size['train_aug']:,} pictures from complete lists, got {len(ids):,}; "
+                         "one of the lists is not the published one")
     return ids
 
 # %% ../../nbs/2_data/03_field.ipynb #11390e6c
-def _first(tests, paths):
-    return next((p for p in paths if all((p/t).exists() for t in tests)), None)
-
 def _sbd_folder(root, sbd):
-    "SBD's folder, with `cls` and its two lists; None if there is none."
-    if sbd is None: return _first(("cls", "train.txt", "val.txt"), (root/"benchmark_RELEASE"/"dataset", root/"sbd", root/"SBD", root/"VOCdevkit"/"VOCaug"/"dataset"))
-    if found := _first(("cls", "train.txt", "val.txt"), (Path(sbd), Path(sbd)/"dataset", Path(sbd)/"benchmark_RELEASE"/"dataset")): return found
-    raise FileNotFoundError(f"{sbd}: expected SBD's folder with cls, train.txt and val.txt, found none of that kind")
+    "SBD's folder, with `cls` and its two lists; None if there is none and none was named."
+    if sbd is None:
+        folders = [root/"benchmark_RELEASE"/"dataset", root/"sbd", root/"SBD", root/"VOCdevkit"/"VOCaug"/"dataset"]
+    else:
+        folders = [Path(sbd), Path(sbd)/"dataset", Path(sbd)/"benchmark_RELEASE"/"dataset"]
+    parts = ("cls", "train.txt", "val.txt")
+    found = next((folder for folder in folders if all((folder/part).exists() for part in parts)), None)
+    if sbd is not None and found is None:
+        raise FileNotFoundError(f"{sbd}: expected SBD's folder with cls, train.txt and val.txt, "
+                                "found none of that kind")
+    return found
 
 def _picture_size(path):
     "(height, width) as `read_image` gives it, from the header alone."
-    with Image.open(path) as im: return im.size if _orientation(im, path) > 4 and im.format != "TIFF" else im.size[::-1]
+    with Image.open(path) as im:
+        return _upright_size(im, im.size, _orientation(im, path))
 
 def _save_checked(out, mask, picture):
     "Write a mask of its picture's size."
-    if (size := _picture_size(picture)) != mask.shape:
-        raise ValueError(f"{out.stem}: expected a mask of the picture's {size[1]}x{size[0]} pixels, got {mask.shape[1]}x{mask.shape[0]}; {picture} is another picture")
+    h, w = _picture_size(picture)
+    if mask.shape != (h, w):
+        raise ValueError(f"{out.stem}: expected a mask of the picture's {w}x{h} pixels, "
+                         f"got {mask.shape[1]}x{mask.shape[0]}; {picture} is another picture")
     save_mask(out, mask)
 
 def _voc_mask(i, picture, voc, sbd):
     "One mask of SegmentationClassAug: VOC's own, or else SBD's."
-    out, own = voc/"SegmentationClassAug"/f"{i}.png", voc/"SegmentationClass"/f"{i}.png"
-    if not out.exists(): _save_checked(out, read_mask(own, VOC.n_classes) if own.exists() else sbd_mask(sbd/"cls"/f"{i}.mat"), picture)
+    out = voc/"SegmentationClassAug"/f"{i}.png"
+    own = voc/"SegmentationClass"/f"{i}.png"
+    if out.exists(): return
+    _save_checked(out, read_mask(own, VOC.n_classes) if own.exists() else sbd_mask(sbd/"cls"/f"{i}.mat"), picture)
+
+def _write(path, text):
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 def _put_list(root, split, ids):
     "Write a list; another one in its place is refused."
     path = _lists(root)/f"{split}.txt"
-    if path.exists():
-        if set(_read_split(root, split)) == set(ids): return
-        raise ValueError(f"{path}: expected {len(ids):,} IDs, found another list; move it away to have this one written")
-    _write(path, "".join(f"{i}\n" for i in ids))
+    if path.exists() and set(_read_split(root, split)) != set(ids):
+        raise ValueError(f"{path}: expected {len(ids):,} IDs, found another list; "
+                         "move it away to have this one written")
+    if not path.exists():
+        _write(path, "".join(f"{i}\n" for i in ids))
 
 def _put_tags(root, tags):
     "Write tags.json: ID -> class names; IDs it has besides stay."
     path = _lists(root)/"tags.json"
-    try: old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as e: raise ValueError(f"{path}: expected JSON, got something else ({e}); move it away to have it written anew") from e
-    if {**old, **tags} != old: _write(path, json.dumps({**old, **tags}, indent=0))
+    old = {}
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise ValueError(f"{path}: expected JSON, got something else ({e}); "
+                             "move it away to have it written anew") from e
+    if {**old, **tags} != old:
+        _write(path, json.dumps({**old, **tags}, indent=0))
 
 # %% ../../nbs/2_data/03_field.ipynb #114dee4d
-def _all_there(root, splits):
-    "Have these splits lists, and all listed pictures masks?"
-    try: return all(_mask_files(root, _read_split(root, s)) for s in splits)
-    except FileNotFoundError: return False
-
 def _has_voc(root):
-    try: return bool(_voc_root(root))
-    except FileNotFoundError: return False
+    try:
+        return bool(_voc_root(root))
+    except FileNotFoundError:
+        return False
+
+def _has_masks(voc, splits):
+    "Have these splits lists, and all listed pictures masks?"
+    try:
+        return all(_mask_files(voc, _read_split(voc, split)) for split in splits)
+    except FileNotFoundError:
+        return False
 
 def _augment(voc, sbd, workers, progress):
     "SegmentationClassAug and train_aug.txt."
     val = _read_split(voc, "val")
-    listed = [i for s in ("train", "val") for i in (sbd/f"{s}.txt").read_text(encoding="utf-8").split()]
+    listed = [i for split in ("train", "val") for i in (sbd/f"{split}.txt").read_text(encoding="utf-8").split()]
     ids = train_aug(_read_split(voc, "train"), val, _plain(listed, sbd))
     pictures = _image_files(voc, ids + val)
-    todo = parallel_map(_voc_mask, ids + val, pictures.values(), repeat(voc), repeat(sbd), workers=workers, chunksize=64)
-    for _ in tqdm(todo, total=len(pictures), desc="masks", disable=not progress): pass
+    fixed = map(repeat, (voc, sbd))
+    built = parallel_map(_voc_mask, ids + val, pictures.values(), *fixed, workers=workers, chunksize=64)
+    for _ in tqdm(built, total=len(pictures), desc="masks", disable=not progress):
+        pass
     _put_list(voc, "train_aug", ids)
 
 def build_voc(root,               # folder of the archives, or with VOCdevkit; VOC2012 itself will do
@@ -262,44 +351,54 @@ def build_voc(root,               # folder of the archives, or with VOCdevkit; V
     )->Path:                      # VOC2012
     "VOC 2012 and SBD in the field's layout; what is there is kept."
     root = Path(root)
-    there = _has_voc(root)
-    built = there and _all_there(_voc_root(root), ("train_aug", "val"))
-    wanted = dict(voc=there, test=there and (_lists(_voc_root(root))/"test.txt").exists())
-    _obtain(root, wanted if built else wanted | dict(sbd=_sbd_folder(root, sbd) is not None), download, progress)
+    has_voc = _has_voc(root)
+    is_built = has_voc and _has_masks(_voc_root(root), ("train_aug", "val"))
+    ready = dict(voc=has_voc, test=has_voc and (_lists(_voc_root(root))/"test.txt").exists())
+    if not is_built:
+        ready["sbd"] = _sbd_folder(root, sbd) is not None
+    _obtain(root, ready, download, progress)
     voc = _voc_root(root)
-    if not built: _augment(voc, _sbd_folder(root, sbd), workers, progress)
-    if tags_from or not any((_lists(voc)/f).exists() for f in ("tags.json", "cls_labels_onehot.npy")):
-        ids = list(dict.fromkeys(i for s in ("train_aug", "val") for i in _read_split(voc, s)))
+    if not is_built:
+        _augment(voc, _sbd_folder(root, sbd), workers, progress)
+    has_tags = any((_lists(voc)/name).exists() for name in ("tags.json", "cls_labels_onehot.npy"))
+    if tags_from or not has_tags:
+        ids = list(dict.fromkeys(_read_split(voc, "train_aug") + _read_split(voc, "val")))
         tags = read_tags(voc, ids, VOC.classes, tags_from or "xml")
-        _put_tags(voc, {i: [VOC.classes[t] for t in tags[i]] for i in ids if i in tags})
+        _put_tags(voc, {i: [VOC.classes[tag] for tag in tags[i]] for i in ids if i in tags})
     return voc
 
 # %% ../../nbs/2_data/03_field.ipynb #a4e93447
-def _polygons(seg, hw)->list:
-    "Polygons that enclose an area; what cannot be one is refused, for pycocotools would fill memory with it."
-    kept = []
-    for p in seg:
-        if not isinstance(p, (list, tuple, np.ndarray)): raise ValueError(f"segmentation: expected polygons as lists of x, y, x, y, ..., got {p!r:.40}")
-        if len(p) % 2: raise ValueError(f"segmentation: expected pairs x, y, got a polygon of {len(p)} numbers")
-        try: far = [x for x in map(float, p) if not abs(x) <= 1e5]
-        except (TypeError, ValueError) as e: raise ValueError(f"segmentation: expected numbers, got {p!r:.60}") from e
-        if far: raise ValueError(f"segmentation: expected coordinates in a picture of {hw[1]}x{hw[0]} pixels, got {far[0]}")
-        if len(p) >= 6: kept.append([float(x) for x in p])  # one or two points enclose nothing
-    return kept
+def _check_polygon(polygon, hw):
+    "Refuse what cannot be a polygon: pycocotools would fill memory with it."
+    if not isinstance(polygon, (list, tuple, np.ndarray)):
+        raise ValueError(f"segmentation: expected polygons as lists of x, y, x, y, ..., got {polygon!r:.40}")
+    if len(polygon) % 2:
+        raise ValueError(f"segmentation: expected pairs x, y, got a polygon of {len(polygon)} numbers")
+    try:
+        far = [x for x in map(float, polygon) if not abs(x) <= 1e5]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"segmentation: expected numbers, got {polygon!r:.60}") from e
+    if far:
+        raise ValueError(f"segmentation: expected coordinates in a picture of {hw[1]}x{hw[0]} pixels, got {far[0]}")
 
 def _region(ann, hw):
     "The pixels of an annotation, (H, W) bool: polygons, plain or packed run lengths."
     rle = _need("pycocotools.mask")
     seg = ann["segmentation"]
     if isinstance(seg, (list, tuple)):
-        seg = _polygons(seg, hw)
-        seg = rle.merge(rle.frPyObjects(seg, *hw)) if seg else dict(size=list(hw), counts=[hw[0]*hw[1]])
+        for polygon in seg:
+            _check_polygon(polygon, hw)
+        polygons = [list(map(float, polygon)) for polygon in seg if len(polygon) >= 6]  # two points enclose nothing
+        nothing = dict(size=list(hw), counts=[hw[0]*hw[1]])
+        seg = rle.merge(rle.frPyObjects(polygons, *hw)) if polygons else nothing
     if not isinstance(seg, dict) or not {"counts", "size"} <= set(seg):
         raise ValueError(f"segmentation: expected polygons or run lengths (counts, size), got {seg!r:.60}")
-    if isinstance(seg["counts"], list): seg = rle.frPyObjects(seg, *seg["size"])
+    if isinstance(seg["counts"], list):
+        seg = rle.frPyObjects(seg, *seg["size"])
     if tuple(seg["size"]) != tuple(hw): raise ValueError(f"run lengths of {seg['size'][1]}x{seg['size'][0]} pixels")
     region = rle.decode(seg)
-    if region.sum() != rle.area(seg): raise ValueError("run lengths that end before the picture does")  # the rest would be whatever lay in memory
+    if region.sum() != rle.area(seg):  # the rest would be whatever lay in memory
+        raise ValueError("run lengths that end before the picture does")
     return region.astype(bool)
 
 def coco_mask(anns,                # annotations of one picture, as in the instances file
@@ -309,9 +408,10 @@ def coco_mask(anns,                # annotations of one picture, as in the insta
     )->np.ndarray:                 # class ids, (H, W), uint8
     "Class ids of a picture: where objects overlap, the one of smaller area."
     mask = np.zeros(hw, np.uint8)
-    hidden = lambda a: bool(ignore_crowds and a.get("iscrowd"))
-    for a in sorted(anns, key=lambda a: (hidden(a), a["area"]))[::-1]:  # the last to draw wins; of equals the first in the file
-        mask[_region(a, hw)] = IGNORE_INDEX if hidden(a) else ids[a["category_id"]]
+    def is_ignored(ann): return bool(ignore_crowds and ann.get("iscrowd"))
+    in_front_first = sorted(anns, key=lambda ann: (is_ignored(ann), ann["area"]))  # of equals the first in the file
+    for ann in reversed(in_front_first):
+        mask[_region(ann, hw)] = IGNORE_INDEX if is_ignored(ann) else ids[ann["category_id"]]
     return mask
 
 # %% ../../nbs/2_data/03_field.ipynb #18353f69
@@ -321,53 +421,76 @@ def _place(src, dst, copy):
     dst.unlink(missing_ok=True)  # a link to nothing
     with whole_file(dst) as part:
         part.unlink(missing_ok=True)
-        if copy: shutil.copyfile(src, part); return
-        try: part.symlink_to(os.path.relpath(src, dst.parent))
-        except OSError: os.link(src, part)
+        if copy:
+            shutil.copyfile(src, part)
+            return
+        try:
+            part.symlink_to(os.path.relpath(src, dst.parent))
+        except OSError:
+            os.link(src, part)
 
 def _read_instances(path, names):
     "(images, annotations by image, category id -> class id) of an instances file."
     try:
-        with redirect_stdout(io.StringIO()): coco = _need("pycocotools.coco").COCO(str(path))
-        cats = {c["name"]: c["id"] for c in coco.cats.values()}
-        _plain([i["file_name"] for i in coco.imgs.values()], path)
+        with redirect_stdout(io.StringIO()):
+            coco = _need("pycocotools.coco").COCO(str(path))
+        categories = {category["name"]: category["id"] for category in coco.cats.values()}
+        _plain([info["file_name"] for info in coco.imgs.values()], path)
     except (AssertionError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise ValueError(f"{path}: expected COCO's instances, got something else ({e!r}); unpack it again") from e
-    if set(cats) != set(names): raise ValueError(f"{path}: expected the {len(names)} classes of COCO, got {len(cats)}: {_some(sorted(set(cats) ^ set(names)))} differ")
-    return coco.imgs.values(), coco.imgToAnns, {cats[n]: k + 1 for k, n in enumerate(names)}
+    if set(categories) != set(names):
+        differ = _some(sorted(set(categories) ^ set(names)))
+        raise ValueError(f"{path}: expected the {len(names)} classes of COCO, got {len(categories)}: {differ} differ")
+    return coco.imgs.values(), coco.imgToAnns, {categories[name]: k for k, name in enumerate(names, 1)}
 
 def _coco_picture(info, anns, src, root, ids, ignore_crowds, copy):
     "Picture and mask of one image in their places."
-    out, picture = root/"SegmentationClass"/f"{Path(info['file_name']).stem}.png", root/"JPEGImages"/info["file_name"]
-    _place(src/info["file_name"], picture, copy)
+    name = info["file_name"]
+    picture = root/"JPEGImages"/name
+    out = root/"SegmentationClass"/f"{Path(name).stem}.png"
+    _place(src/name, picture, copy)
     if out.exists(): return
-    try: mask = coco_mask(anns, (info["height"], info["width"]), ids, ignore_crowds)
-    except ImportError: raise
-    except Exception as e: raise ValueError(f"{info['file_name']}: expected annotations that can be drawn, got one that cannot ({e!r})") from e
+    try:
+        mask = coco_mask(anns, (info["height"], info["width"]), ids, ignore_crowds)
+    except ImportError:
+        raise
+    except Exception as e:
+        raise ValueError(f"{name}: expected annotations that can be drawn, got one that cannot ({e!r})") from e
     _save_checked(out, mask, picture)
 
 # %% ../../nbs/2_data/03_field.ipynb #58733c31
-def _coco_year(root, splits):
-    "2014, or 2017 where only that is there."
-    return next((y for y in (2014, 2017) if all((root/"annotations"/f"instances_{s}{y}.json").exists() for s in splits)), 2014)
+def _has_instances(root, splits, year):
+    return all((root/"annotations"/f"instances_{split}{year}.json").exists() for split in splits)
 
-def _coco_folder(root, name): return _first((), (p for p in (root/name, root/"images"/name, root/"JPEGImages"/name) if p.is_dir()))
+def _coco_folder(root, name): # None: there is none
+    return next((p for p in (root/name, root/"images"/name, root/"JPEGImages"/name) if p.is_dir()), None)
 
-def _coco_split(root, split, year, ignore_crowds, copy, workers, progress):
-    "Pictures, masks and list of a split; its tags, ID -> class names."
-    images, anns, ids = _read_instances(root/"annotations"/f"instances_{split}{year}.json", COCO.classes)
-    n, images = len(images), sorted((i for i in images if anns.get(i["id"])), key=lambda i: i["file_name"])
-    if (year, n) in ((2014, 82_783), (2014, 40_504)) and len(images) != SIZES["coco"][split]:
-        raise ValueError(f"{split}: expected {SIZES['coco'][split]:,} pictures with objects among {n:,}, got {len(images):,}; the annotations are not the published ones")
+def _check_coco(split, year, n, images, src):
+    "Refuse annotations with another number of pictures than the published ones, and pictures that are not there."
+    wanted = SIZES["coco"][split]
+    if (year, n) in ((2014, 82_783), (2014, 40_504)) and len(images) != wanted:
+        raise ValueError(f"{split}: expected {wanted:,} pictures with objects among {n:,}, got {len(images):,}; "
+                         "the annotations are not the published ones")
+    there = {p.name for p in src.iterdir()}
+    lost = [info["file_name"] for info in images if info["file_name"] not in there]
+    if lost: raise FileNotFoundError(f"{src}: no picture for {len(lost)} of {len(images)}: {_some(lost)}")
+
+def _coco_split(root, split, year, ignore_crowds, copy, workers, progress)->dict: # ID -> class names
+    "Pictures, masks and list of a split; returns its tags."
+    images, by_image, ids = _read_instances(root/"annotations"/f"instances_{split}{year}.json", COCO.classes)
     src = _coco_folder(root, f"{split}{year}").resolve()
-    have = {p.name for p in src.iterdir()}
-    if lost := [i["file_name"] for i in images if i["file_name"] not in have]: raise FileNotFoundError(f"{src}: no picture for {len(lost)} of {len(images)}: {_some(lost)}")
-    fixed = [repeat(x) for x in (src, root, ids, ignore_crowds, copy)]
-    todo = parallel_map(_coco_picture, images, [anns[i["id"]] for i in images], *fixed, workers=workers, chunksize=64)
-    for _ in tqdm(todo, total=len(images), desc=split, disable=not progress): pass
-    _put_list(root, split, [Path(i["file_name"]).stem for i in images])
-    names = lambda i: [COCO.classes[k - 1] for k in sorted({ids[a["category_id"]] for a in anns[i["id"]]})]
-    return {Path(i["file_name"]).stem: names(i) for i in images}
+    n = len(images)
+    images = sorted((info for info in images if by_image.get(info["id"])), key=lambda info: info["file_name"])
+    _check_coco(split, year, n, images, src)
+    anns = [by_image[info["id"]] for info in images]
+    fixed = map(repeat, (src, root, ids, ignore_crowds, copy))
+    built = parallel_map(_coco_picture, images, anns, *fixed, workers=workers, chunksize=64)
+    for _ in tqdm(built, total=len(images), desc=split, disable=not progress):
+        pass
+    stems = [Path(info["file_name"]).stem for info in images]
+    _put_list(root, split, stems)
+    classes = [sorted({ids[ann["category_id"]] for ann in found}) for found in anns]
+    return {i: [COCO.classes[k - 1] for k in found] for i, found in zip(stems, classes)}
 
 def build_coco(root,                # folder of the archives, or with annotations, train2014 and val2014
                splits=("train", "val"), # which to build
@@ -380,78 +503,122 @@ def build_coco(root,                # folder of the archives, or with annotation
     )->Path:                        # the folder
     "COCO in the layout of VOC 2012; what is there is kept."
     root = Path(root)
-    year = _coco_year(root, splits)
-    ready = dict(annotations=all((root/"annotations"/f"instances_{s}{year}.json").exists() for s in splits))
-    _obtain(root, ready | {f"{s}2014": _coco_folder(root, f"{s}{year}") is not None for s in splits}, download, progress)
+    year = next((year for year in (2014, 2017) if _has_instances(root, splits, year)), 2014)
+    ready = dict(annotations=_has_instances(root, splits, year))
+    ready |= {f"{split}2014": _coco_folder(root, f"{split}{year}") is not None for split in splits}
+    _obtain(root, ready, download, progress)
     (root/"JPEGImages").mkdir(exist_ok=True)
     root = root.resolve()
-    for s in splits:
-        tags = _coco_split(root, s, year, ignore_crowds, copy, workers, progress)
-        if tags_from == "masks": tags = {i: [COCO.classes[k] for k in t] for i, t in read_tags(root, list(tags), COCO.classes, "masks").items()}
+    for split in splits:
+        tags = _coco_split(root, split, year, ignore_crowds, copy, workers, progress)
+        if tags_from == "masks":
+            seen = read_tags(root, list(tags), COCO.classes, "masks")
+            tags = {i: [COCO.classes[k] for k in found] for i, found in seen.items()}
         _put_tags(root, tags)
     return root
 
 # %% ../../nbs/2_data/03_field.ipynb #2eebe664
-def _present(folder):
-    "Stems of the files that can be opened in a folder; a link to nothing is none."
-    return {Path(e.name).stem for e in os.scandir(folder) if e.is_file()} if folder is not None and folder.is_dir() else set()
+def _present(*folders):
+    "Stems of the files that can be opened in the first folder that is there; a link to nothing is none."
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    return {Path(entry.name).stem for entry in os.scandir(folder) if entry.is_file()} if folder else set()
 
 def survey(root,    # the folder, in VOC2012 layout
            classes, # `ClassSet`: VOC or COCO
     )->dict:        # split -> counts listed, pictures, masks, tagged (None: no list), published
     "Count what a data set has of what was published."
-    try: root = _voc_root(root)
-    except FileNotFoundError as e: raise FileNotFoundError(f"{e}\nto build it: weclip data {classes.name} {root}") from e
-    pictures, masks = _present(root/"JPEGImages"), _present(_first((), (p for p in (root/"SegmentationClassAug", root/"SegmentationClass") if p.is_dir())))
+    try:
+        root = _voc_root(root)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{e}\nto build it: weclip data {classes.name} {root}") from e
+    pictures = _present(root/"JPEGImages")
+    masks = _present(root/"SegmentationClassAug", root/"SegmentationClass")
     rows = {}
     for split, published in SIZES[classes.name].items():
         rows[split] = dict(listed=None, pictures=None, masks=None, tagged=None, published=published)
         if not (_lists(root)/f"{split}.txt").is_file(): continue
         ids = _read_split(root, split)
-        try: tags = read_tags(root, ids, classes.classes)
-        except FileNotFoundError: tags = {}
-        rows[split] |= dict(listed=len(ids), pictures=len(pictures & set(ids)), masks=len(masks & set(ids)), tagged=sum(bool(tags.get(i)) for i in ids))
+        try:
+            tags = read_tags(root, ids, classes.classes)
+        except FileNotFoundError:
+            tags = {}
+        rows[split] |= dict(listed=len(ids), pictures=len(pictures & set(ids)), masks=len(masks & set(ids)),
+                            tagged=sum(bool(tags.get(i)) for i in ids))
     return rows
 
 def counts_table(rows:dict # of `survey`
     )->str:
     "The counts as a table."
-    cell = lambda n: f"{'-' if n is None else format(n, ','):>10}"
+    def cell(n): return f"{'-':>10}" if n is None else f"{n:>10,}"
     columns = ("listed", "pictures", "masks", "tagged", "published")
-    return "\n".join([f"{'split':<10}" + "".join(f"{c:>10}" for c in columns), *(f"{s:<10}" + "".join(cell(r[c]) for c in columns) for s, r in rows.items())])
+    head = [f"{'split':<10}", *(f"{column:>10}" for column in columns)]
+    lines = [[f"{split:<10}", *(cell(row[column]) for column in columns)] for split, row in rows.items()]
+    return "\n".join("".join(line) for line in [head, *lines])
 
 def complete(rows:dict # of `survey`
     )->bool:
     "Has every listed picture its file, and its mask unless it is a test picture? (Of VOC's `test` nobody has masks.)"
-    some = {s: r for s, r in rows.items() if r["listed"]}
-    return bool(some) and all(r["listed"] == r["pictures"] and (s == "test" or r["listed"] == r["masks"]) for s, r in some.items())
+    listed = {split: row for split, row in rows.items() if row["listed"]}
+    has_pictures = all(row["pictures"] == row["listed"] for row in listed.values())
+    has_masks = all(row["masks"] == row["listed"] for split, row in listed.items() if split != "test")
+    return bool(listed) and has_pictures and has_masks
 
 # %% ../../nbs/2_data/03_field.ipynb #cc226d1f
 def _entry(path, name):
     "A palette PNG as a tar member, (header, bytes): the same bytes for the same mask."
-    im, buf = Image.fromarray(read_mask(path, VOC.n_classes)), io.BytesIO()
-    im.putpalette(voc_palette().tobytes()); im.save(buf, "PNG")
-    info = tarfile.TarInfo(name); info.size = buf.tell(); buf.seek(0)
-    return info, buf
+    file = io.BytesIO()
+    im = Image.fromarray(read_mask(path, VOC.n_classes))
+    im.putpalette(voc_palette().tobytes())
+    im.save(file, "PNG")
+    info = tarfile.TarInfo(name)
+    info.size = file.tell()
+    file.seek(0)
+    return info, file
 
-def pack_voc(masks,              # folder of predicted masks, ID.png
-             out,                # archive to write, .tgz or .tar.gz
-             root,               # the folder with the test pictures and their list
-             split="test",       # the list
-             competition="comp6", # comp5: VOC's own data alone | comp6: any other data too
-             progress:bool=True, # show a bar
-    )->Path:                     # the archive
+def _check_result(path, file, picture):
+    "Refuse a mask that the server would refuse."
+    with Image.open(file) as im:
+        w, h = im.size
+        top = int(np.asarray(im).max())
+    want_h, want_w = _picture_size(picture)
+    if (h, w) != (want_h, want_w):
+        raise ValueError(f"{path}: expected {want_w}x{want_h} pixels as the picture, got {w}x{h}")
+    if top >= VOC.n_classes:
+        raise ValueError(f"{path}: expected ids up to {VOC.n_classes - 1}, got {top}; "
+                         "the server knows no ignored pixels")
+
+def pack_masks(masks,               # folder of predicted masks, ID.png
+               out,                 # archive to write, .tgz or .tar.gz
+               pictures:dict,       # ID -> file
+               competition="comp6", # comp5: VOC's own data alone | comp6: any other data too
+               progress:bool=True,  # show a bar
+    )->Path:                        # the archive
     "Pack predictions as the VOC test server wants them, checked."
-    masks, root = Path(masks), _voc_root(root)
-    if not str(out).endswith((".tgz", ".tar.gz")): raise ValueError(f"{out}: expected a name that ends in .tgz or .tar.gz; the server takes nothing else")
-    if competition not in ("comp5", "comp6"): raise ValueError(f"competition: expected comp5 or comp6, got {competition!r}")
-    pictures = _image_files(root, _read_split(root, split))
-    if lost := [i for i in pictures if not (masks/f"{i}.png").is_file()]: raise FileNotFoundError(f"{masks}: no mask for {len(lost):,} of {len(pictures):,} pictures of {split}: {_some(lost)}")
+    if not str(out).endswith((".tgz", ".tar.gz")):
+        raise ValueError(f"{out}: expected a name that ends in .tgz or .tar.gz; the server takes nothing else")
+    if competition not in ("comp5", "comp6"):
+        raise ValueError(f"competition: expected comp5 or comp6, got {competition!r}")
     with whole_file(out) as part, tarfile.open(part, "w:gz") as tar:
         for i, picture in tqdm(pictures.items(), desc="pack", disable=not progress):
-            info, buf = _entry(masks/f"{i}.png", f"results/VOC2012/Segmentation/{competition}_test_cls/{i}.png")
-            with Image.open(buf) as im: size, top = im.size[::-1], int(np.asarray(im).max())
-            if size != (want := _picture_size(picture)): raise ValueError(f"{masks/i}.png: expected {want[1]}x{want[0]} pixels as the picture, got {size[1]}x{size[0]}")
-            if top >= VOC.n_classes: raise ValueError(f"{masks/i}.png: expected ids up to {VOC.n_classes - 1}, got {top}; the server knows no ignored pixels")
-            buf.seek(0); tar.addfile(info, buf)
+            path = Path(masks)/f"{i}.png"
+            info, file = _entry(path, f"results/VOC2012/Segmentation/{competition}_test_cls/{i}.png")
+            _check_result(path, file, picture)
+            file.seek(0)
+            tar.addfile(info, file)
     return Path(out)
+
+def pack_voc(masks,               # folder of predicted masks, ID.png
+             out,                 # archive to write, .tgz or .tar.gz
+             root,                # the folder with the test pictures and their list
+             split="test",        # the list
+             competition="comp6", # as in `pack_masks`
+             progress:bool=True,  # show a bar
+    )->Path:                      # the archive
+    "Pack predictions of a whole list, checked."
+    root = _voc_root(root)
+    pictures = _image_files(root, _read_split(root, split))
+    lost = [i for i in pictures if not (Path(masks)/f"{i}.png").is_file()]
+    if lost:
+        raise FileNotFoundError(f"{masks}: no mask for {len(lost):,} of {len(pictures):,} pictures of {split}: "
+                                f"{_some(lost)}")
+    return pack_masks(masks, out, pictures, competition, progress)
