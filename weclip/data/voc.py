@@ -317,7 +317,7 @@ def open_data(root,             # VOC2012, VOCdevkit or the folder above
     return SegData(images, tags, names, _mask_files(root, list(images)) if with_masks else None, **kw)
 
 def _tagged(tags, ids, names, split, strict):
-    "The listed pictures that have a tag; says which have none and which classes never occur."
+    "The listed pictures that have a tag; warns of those without one and of classes that never occur."
     none = [i for i in ids if not tags.get(i)]
     if none and (strict or len(none) == len(ids)):
         raise ValueError(f"{split}: {len(none)} of {len(ids)} pictures have no tag: {_some(none)}")
