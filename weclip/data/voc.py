@@ -44,6 +44,62 @@ def _plain(ids, path):
             raise ValueError(f"{path}: expected plain picture IDs without folder or drive, got {i!r}")
     return ids
 
+# %% ../../nbs/2_data/01_voc.ipynb #80bcce53
+_LAYOUT = """expected
+ROOT/JPEGImages/ID.jpg                     pictures (.jpg, .jpeg or .png)
+ROOT/ImageSets/Segmentation/SPLIT.txt      one ID a line
+ROOT/ImageSets/Segmentation/tags.json      {"ID": ["class name", ...]},
+                                           or cls_labels_onehot.npy there, or ROOT/Annotations/ID.xml
+ROOT/SegmentationClassAug/ID.png           class ids, only for scoring (or SegmentationClass)"""
+
+def _lists(root): return Path(root)/"ImageSets"/"Segmentation"
+
+def _voc_root(root)->Path: # the folder that holds JPEGImages
+    "Find VOC2012 in or below `root`."
+    root = Path(root)
+    for folder in (root, root/"VOC2012", root/"VOCdevkit"/"VOC2012"):
+        if (folder/"JPEGImages").is_dir(): return folder
+    fault = "no JPEGImages in it" if root.is_dir() else "no such folder"
+    raise FileNotFoundError(f"{root}: {fault}; {_LAYOUT}")
+
+def _read_split(root, split)->list: # IDs in file order
+    "IDs of a split, each a plain name and listed once."
+    path = _lists(root)/f"{_plain([split], 'split')[0]}.txt"
+    if not path.is_file():
+        found = sorted(p.stem for p in path.parent.glob("*.txt"))
+        raise FileNotFoundError(f"{path}: no such split (found: {', '.join(found) or 'none'}); {_LAYOUT}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: expected text in UTF-8, got other bytes ({e})") from e
+    ids = [line.strip() for line in lines if line.strip()]
+    twice = [i for i, n in Counter(ids).items() if n > 1]
+    if not ids: raise ValueError(f"{path}: expected one ID a line, got an empty list")
+    if twice: raise ValueError(f"{path}: IDs listed more than once: {_some(twice)}")
+    return _plain(ids, path)
+
+def _find(folder, ids, suffixes, what):
+    "ID -> file in `folder`; the first suffix wins, a missing file is an error."
+    found = [p for p in sorted(folder.iterdir(), key=lambda p: p.name) if p.suffix.lower() in suffixes]
+    found.sort(key=lambda p: suffixes.index(p.suffix.lower()))
+    files = {p.stem: p for p in reversed(found)}
+    lost = [i for i in ids if i not in files]
+    if lost:
+        raise FileNotFoundError(f"{folder}: no {what} for {len(lost)} of {len(ids)} listed IDs: {_some(lost)}; "
+                                f"{_LAYOUT}")
+    return {i: files[i] for i in ids}
+
+def _image_files(root, ids)->dict: # ID -> path
+    "The picture of every ID."
+    return _find(Path(root)/"JPEGImages", ids, (".jpg", ".jpeg", ".png"), "picture")
+
+def _mask_files(root, ids)->dict: # ID -> path
+    "The mask of every ID: SegmentationClassAug, or the devkit's SegmentationClass."
+    folders = [Path(root)/name for name in ("SegmentationClassAug", "SegmentationClass")]
+    folder = next((f for f in folders if f.is_dir()), None)
+    if folder is None: raise FileNotFoundError(f"{root}: no folder of masks; {_LAYOUT}")
+    return _find(folder, ids, (".png",), "mask")
+
 # %% ../../nbs/2_data/01_voc.ipynb #4b00d9fb
 class _Numpy:
     "In the place of NumPy's arrays, numbers and types: what a pickle says of one."
@@ -103,8 +159,6 @@ def read_onehot(path,  # cls_labels_onehot.npy: a pickled dict, ID -> (C-1,) of 
     return {i: np.flatnonzero(hot[i]).tolist() for i in _plain(hot, path)}
 
 # %% ../../nbs/2_data/01_voc.ipynb #9599d31f
-def _lists(root): return Path(root)/"ImageSets"/"Segmentation"
-
 def _class_ids(tags, names, where):
     "Names to ascending 0-based ids."
     unknown = [tag for tag in tags if tag not in names]
@@ -174,60 +228,6 @@ def read_tags(root,             # folder with JPEGImages
         raise FileNotFoundError(f"{here[tags_from]}: no such file or folder of tags")
     if tags_from == "masks": return _tags_masks(root, ids, names, palette)
     return TAG_SOURCES[tags_from](root, ids, names)
-
-# %% ../../nbs/2_data/01_voc.ipynb #80bcce53
-_LAYOUT = """expected
-ROOT/JPEGImages/ID.jpg                     pictures (.jpg, .jpeg or .png)
-ROOT/ImageSets/Segmentation/SPLIT.txt      one ID a line
-ROOT/ImageSets/Segmentation/tags.json      {"ID": ["class name", ...]},
-                                           or cls_labels_onehot.npy there, or ROOT/Annotations/ID.xml
-ROOT/SegmentationClassAug/ID.png           class ids, only for scoring (or SegmentationClass)"""
-
-def _voc_root(root)->Path: # the folder that holds JPEGImages
-    "Find VOC2012 in or below `root`."
-    root = Path(root)
-    for folder in (root, root/"VOC2012", root/"VOCdevkit"/"VOC2012"):
-        if (folder/"JPEGImages").is_dir(): return folder
-    fault = "no JPEGImages in it" if root.is_dir() else "no such folder"
-    raise FileNotFoundError(f"{root}: {fault}; {_LAYOUT}")
-
-def _read_split(root, split)->list: # IDs in file order
-    "IDs of a split, each a plain name and listed once."
-    path = _lists(root)/f"{_plain([split], 'split')[0]}.txt"
-    if not path.is_file():
-        found = sorted(p.stem for p in path.parent.glob("*.txt"))
-        raise FileNotFoundError(f"{path}: no such split (found: {', '.join(found) or 'none'}); {_LAYOUT}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: expected text in UTF-8, got other bytes ({e})") from e
-    ids = [line.strip() for line in lines if line.strip()]
-    twice = [i for i, n in Counter(ids).items() if n > 1]
-    if not ids: raise ValueError(f"{path}: expected one ID a line, got an empty list")
-    if twice: raise ValueError(f"{path}: IDs listed more than once: {_some(twice)}")
-    return _plain(ids, path)
-
-def _find(folder, ids, suffixes, what):
-    "ID -> file in `folder`; the first suffix wins, a missing file is an error."
-    found = [p for p in sorted(folder.iterdir(), key=lambda p: p.name) if p.suffix.lower() in suffixes]
-    found.sort(key=lambda p: suffixes.index(p.suffix.lower()))
-    files = {p.stem: p for p in reversed(found)}
-    lost = [i for i in ids if i not in files]
-    if lost:
-        raise FileNotFoundError(f"{folder}: no {what} for {len(lost)} of {len(ids)} listed IDs: {_some(lost)}; "
-                                f"{_LAYOUT}")
-    return {i: files[i] for i in ids}
-
-def _image_files(root, ids)->dict: # ID -> path
-    "The picture of every ID."
-    return _find(Path(root)/"JPEGImages", ids, (".jpg", ".jpeg", ".png"), "picture")
-
-def _mask_files(root, ids)->dict: # ID -> path
-    "The mask of every ID: SegmentationClassAug, or the devkit's SegmentationClass."
-    folders = [Path(root)/name for name in ("SegmentationClassAug", "SegmentationClass")]
-    folder = next((f for f in folders if f.is_dir()), None)
-    if folder is None: raise FileNotFoundError(f"{root}: no folder of masks; {_LAYOUT}")
-    return _find(folder, ids, (".png",), "mask")
 
 # %% ../../nbs/2_data/01_voc.ipynb #69e2b908
 class Sample(NamedTuple):
