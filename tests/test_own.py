@@ -6,8 +6,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 from weclip.method.classes import SCENES, VOC, ClassSet, get_classes, voc_palette
+from weclip.data.voc import SegData, check_files
 from weclip.data.own import (
-    check_pictures, class_counts, find_images, findings, inside, list_folder, open_images, picture_files, readable,
+    class_counts, find_images, findings, inside, list_folder, open_images, readable,
     rows_csv, stem, told)
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model, shared_texts, tokens_of
@@ -92,7 +93,7 @@ def test_links_that_leave_the_folder(pets):
         assert len(find_images(pets, {"a.jpg": ["cat"], name: ["cat"]}).images) == 2
     with pytest.raises(ValueError, match="1 of 2 pictures cannot be read: .*loop.jpg"): open_images(pets, {"a.jpg": ["cat"], "loop.jpg": ["cat"]}, progress=False)
     # and not the folder again that the link lies in
-    assert [n for n in picture_files(pets) if n.startswith("up/")] == ["up/secret.jpg"]
+    assert [n for n in list_folder(pets).files if n.startswith("up/")] == ["up/secret.jpg"]
     picture(pets/"dog"/"d.jpg"); (pets/"dog"/"out.jpg").symlink_to(pets.parent/"secret.jpg")
     assert find_images(pets, "folders").tags["dog/out"] == find_images(pets, "folders").tags["dog/d"]
 
@@ -115,7 +116,7 @@ def test_what_does_not_fit_is_counted(pets, caplog):
     for part in ("left out: 1 ('b.png')", "not there, left out: 2 ('x.jpg', 'y/z.jpg')", "more than once, tags put together: 1 ('a.jpg')", "'Cat' as 'cat' 1x"): assert part in "".join(said)
     assert data.tags["a"] == [0, 1]
     with pytest.raises(ValueError, match=r"\.csv for .*left out: 1 .*left out: 2"): open_images(pets, tags, strict=True)
-    assert not findings(find_images(pets, {n: ["cat"] for n in picture_files(pets)}))
+    assert not findings(find_images(pets, {n: ["cat"] for n in list_folder(pets).files}))
 
 def test_all_files_elsewhere(pets):
     with pytest.raises(FileNotFoundError, match="none of its 2 files.*'train/a.jpg'.*there are 'a.jpg'"): find_images(pets, csv(pets, "train/a.jpg,cat\ntrain/b.png,dog"))
@@ -141,7 +142,7 @@ def test_broken_pictures_are_named_together(pets):
     tags = {n: ["cat"] for n in ("a.jpg", "b.png", "garden/a.jpg")}
     with pytest.raises(ValueError, match="2 of 3 pictures cannot be read: .*a.jpg.*b.png"): open_images(pets, tags, progress=False)
     assert len(open_images(pets, tags, check=False)[0]) == 3
-    check_pictures({"x": pets/"garden"/"a.jpg"}, progress=False)
+    check_files(SegData({"x": pets/"garden"/"a.jpg"}, {}, ()), progress=False)
 
 def test_many_classes(pets):
     names = [f"c{i:03}" for i in range(255)]

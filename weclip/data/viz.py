@@ -19,6 +19,7 @@ from matplotlib.ft2font import FT2Font
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 import torch
+import torch.nn.functional as F
 
 from ..machine import ASSETS, whole_file
 from ..method.classes import voc_palette
@@ -53,8 +54,8 @@ def overlay(img:np.ndarray, # picture, (H, W, 3) uint8
     "A mask over its picture; background pixels stay untouched."
     ids = _np(ids)
     if img.shape[:2] != ids.shape: raise ValueError(f"ids: expected {img.shape[:2]} as the picture, got {ids.shape}")
-    a = alpha*(ids != 0)[..., None]
-    return ((1 - a)*img + a*colour_mask(ids, palette)).round().astype(np.uint8)
+    opacity = alpha*(ids != 0)[..., None]
+    return ((1 - opacity)*img + opacity*colour_mask(ids, palette)).round().astype(np.uint8)
 
 # %% ../../nbs/2_data/04_viz.ipynb #a6249981
 def heat(cam,                 # in [0, 1], (h, w)
@@ -66,27 +67,29 @@ def heat(cam,                 # in [0, 1], (h, w)
     cam = torch.from_numpy(np.ascontiguousarray(_np(cam), np.float32))
     if cam.ndim != 2: raise ValueError(f"cam: expected (h, w), got {tuple(cam.shape)}")
     size = cam.shape if img is None else img.shape[:2]
-    up = torch.nn.functional.interpolate(cam[None, None], size, mode="bilinear", align_corners=False)[0, 0]  # (H, W)
-    col = colormaps[cmap](up.numpy())[..., :3]*255
-    return (col if img is None else (1 - alpha)*img + alpha*col).round().astype(np.uint8)
+    enlarged = F.interpolate(cam[None, None], size, mode="bilinear", align_corners=False)[0, 0]  # (H, W)
+    colours = colormaps[cmap](enlarged.numpy())[..., :3]*255
+    return (colours if img is None else (1 - alpha)*img + alpha*colours).round().astype(np.uint8)
 
 # %% ../../nbs/2_data/04_viz.ipynb #12be898f
 _log = logging.getLogger(__name__)
 DEJAVU = str(Path(get_data_path())/"fonts"/"ttf"/"DejaVuSans.ttf")
-_missing:set = set()  # letters of which it was said that no font has them
+_missing:set = set()  # letters that were warned of, as no font has them
 
 @lru_cache(maxsize=None)
 def _letters(path:str)->frozenset: # code points that a font draws
     try:
         ImageFont.truetype(path, 12)
         return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError): return frozenset()  # pictures in place of outlines, or a damaged file
+    except (OSError, RuntimeError):  # pictures in place of outlines, or a damaged file
+        return frozenset()
 
 @lru_cache(maxsize=None)
 def _font_with(letters:frozenset)->str: # path, or None
     "The first installed font that has all of some letters."
     paths = sorted({f.fname for f in font_manager.fontManager.ttflist})
-    return next((p for p in paths if "LastResort" not in p and letters <= _letters(p)), None)  # that one draws boxes for everything
+    paths = [p for p in paths if "LastResort" not in p]  # it draws boxes for everything
+    return next((p for p in paths if letters <= _letters(p)), None)
 
 def lettering(text # a name
     )->tuple:      # (path of a font, None for any; the text as that font can draw it)
@@ -94,12 +97,14 @@ def lettering(text # a name
     text = normalize("NFC", str(text))
     if text.isascii() and text.isprintable(): return None, text
     letters = frozenset(map(ord, text))
-    if letters <= _letters(DEJAVU): return DEJAVU, text
-    if path := _font_with(letters): return path, text
+    path = DEJAVU if letters <= _letters(DEJAVU) else _font_with(letters)
+    if path: return path, text
     lost = {c for c in text if ord(c) not in _letters(DEJAVU)}
     shown = [c.encode("unicode_escape").decode() if c in lost else c for c in text]
-    if new := sorted(c for c in lost - _missing if c.isprintable()):
-        _log.warning("no font here has %s: pictures show escapes instead; install one that does, such as those of the Noto fonts", " ".join(new))
+    new = sorted(c for c in lost - _missing if c.isprintable())
+    if new:
+        _log.warning("no font here has %s: pictures show escapes instead; install one that does, "
+                     "such as those of the Noto fonts", " ".join(new))
     _missing.update(lost)
     return DEJAVU, "".join(shown)
 
@@ -120,35 +125,46 @@ def show_grid(rows,             # rows of pictures, each (H, W, 3) uint8 or (H, 
               dpi:int=70,       # dots per inch
     )->Figure:
     "Pictures in rows and columns, with titles and labels."
-    rows = [[_np(p) for p in r] for r in rows]
-    n, m = len(rows), max(map(len, rows))
-    ratios = [max(p.shape[0]/p.shape[1] for p in r) for r in rows]  # height / width of the tallest picture in a row
-    fig = Figure(figsize=(size*m, size*sum(ratios) + .25), dpi=dpi, layout="compressed"); FigureCanvasAgg(fig)
-    axes = fig.subplots(n, m, squeeze=False, height_ratios=ratios)
+    rows = [[_np(picture) for picture in row] for row in rows]
+    n_columns = max(map(len, rows))
+    ratios = [max(p.shape[0]/p.shape[1] for p in row) for row in rows]  # height / width of the tallest in a row
+    fig = Figure(figsize=(size*n_columns, size*sum(ratios) + .25), dpi=dpi, layout="compressed")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(len(rows), n_columns, squeeze=False, height_ratios=ratios)
     for (i, j), ax in np.ndenumerate(axes):
-        ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
-        if j < len(rows[i]): ax.imshow(rows[i][j], cmap="viridis", interpolation="nearest")
-        if i == 0 and j < len(titles): _name(ax.set_title, titles[j])
-        if j == 0 and i < len(labels): _name(ax.set_ylabel, labels[i])
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        if j < len(rows[i]):
+            ax.imshow(rows[i][j], cmap="viridis", interpolation="nearest")
+    for ax, title in zip(axes[0], titles):
+        _name(ax.set_title, title)
+    for ax, label in zip(axes[:, 0], labels):
+        _name(ax.set_ylabel, label)
     return fig
 
 def _name(write, text)->None:
     "A title of Matplotlib's in letters that there are."
-    lines = [lettering(line) for line in str(text).split("\n")]
-    path = next((p for p, _ in lines if p not in (None, DEJAVU)), None)  # Matplotlib's own is DejaVu Sans
-    other = dict(fontproperties=font_manager.FontProperties(fname=path)) if path else {}
-    is_replaced = any(t != normalize("NFC", line) for (_, t), line in zip(lines, str(text).split("\n")))
-    shown = "\n".join(t for _, t in lines)
-    if is_replaced: shown = shown.replace("$", r"\$")  # an escape is no formula
-    write(shown, **other, fontsize=8)
+    lines = str(text).split("\n")
+    found = [lettering(line) for line in lines]
+    other = {}
+    path = next((p for p, _ in found if p not in (None, DEJAVU)), None)  # DejaVu Sans is Matplotlib's usual font
+    if path:
+        other = dict(fontproperties=font_manager.FontProperties(fname=path))
+    shown = [line for _, line in found]
+    if shown != [normalize("NFC", line) for line in lines]:  # an escape is no formula
+        shown = [line.replace("$", r"\$") for line in shown]
+    write("\n".join(shown), **other, fontsize=8)
 
 def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uint8
              colours:int=64,   # palette entries
     )->Image.Image:            # a palette picture, small as PNG
     "A figure or picture reduced to few colours, for storing in a notebook."
     if isinstance(fig, Figure):
-        file = io.BytesIO(); fig.savefig(file, format="png", dpi=fig.dpi, bbox_inches="tight"); img = Image.open(file).convert("RGB")
-    else: img = Image.fromarray(fig)
+        file = io.BytesIO()
+        fig.savefig(file, format="png", dpi=fig.dpi, bbox_inches="tight")
+        img = Image.open(file).convert("RGB")
+    else:
+        img = Image.fromarray(fig)
     return img.quantize(colours, dither=Image.Dither.NONE)
 
 # %% ../../nbs/2_data/04_viz.ipynb #220a5447
@@ -158,14 +174,20 @@ def legend(names,          # by class id; `ClassSet.names`
            palette=None    # red, green, blue by id, (256, 3) uint8; None: VOC's
     )->np.ndarray:         # (lines*height, W, 3) uint8
     "Colour and name of each class, one per line."
-    ids = range(len(names)) if ids is None else sorted(set(np.unique(_np(ids)).astype(int).tolist()) - {255})
+    if ids is None:
+        ids = range(len(names))
+    else:
+        ids = sorted(set(np.unique(_np(ids)).astype(int).tolist()) - {255})
     texts = _written([names[i] for i in ids], height*10/16)
-    img = Image.new("RGB", (height + 8 + max((round(font.getlength(t)) for t, font in texts), default=0), max(len(texts), 1)*height), "white")
-    draw, edge = ImageDraw.Draw(img), height//8
+    widest = max((round(font.getlength(text)) for text, font in texts), default=0)
+    img = Image.new("RGB", (height + 8 + widest, max(len(texts), 1)*height), "white")
+    draw = ImageDraw.Draw(img)
+    edge = height//8
     for row, (i, (text, font)) in enumerate(zip(ids, texts)):
-        colour = tuple(colour_mask(i, palette).tolist())
-        draw.rectangle((edge, row*height + edge, height - edge, (row + 1)*height - edge - 1), fill=colour, outline="grey")
-        draw.text((height + 4, row*height + height//2), text, fill="black", anchor="lm", font=font)
+        top = row*height
+        box = edge, top + edge, height - edge, top + height - edge - 1
+        draw.rectangle(box, fill=tuple(colour_mask(i, palette).tolist()), outline="grey")
+        draw.text((height + 4, top + height//2), text, fill="black", anchor="lm", font=font)
     return np.asarray(img)
 
 # %% ../../nbs/2_data/04_viz.ipynb #b70ae0ea
@@ -177,24 +199,30 @@ def save_sheet(path,           # file to write, its ending names the format
     )->None:
     "A sheet of examples: one row each, one titled column per stage."
     lengths = {title: len(pictures) for title, pictures in columns.items()}
-    if not lengths or len(set(lengths.values())) != 1: raise ValueError(f"columns: expected lists of one length, got {lengths}")
-    n, head, foot = len(next(iter(columns.values()))), 16, 14 if len(labels) else 0
-    high, wide = cell + foot + gap, cell + gap
-    sheet = Image.new("RGB", (gap + wide*len(columns), head + gap + high*n), "white")
+    if len(set(lengths.values())) != 1: raise ValueError(f"columns: expected lists of one length, got {lengths}")
+    n_rows = len(next(iter(columns.values())))
+    head = 16 + gap
+    wide = cell + gap
+    high = cell + gap + (14 if len(labels) else 0)
+    sheet = Image.new("RGB", (gap + wide*len(columns), head + high*n_rows), "white")
     draw = ImageDraw.Draw(sheet)
-    heads, feet = _written(columns, 10), _written(labels, 10)
-    for j, ((title, font), pictures) in enumerate(zip(heads, columns.values())):
+    for j, (title, font) in enumerate(_written(columns, 10)):
         draw.text((gap + wide*j + cell//2, 2), title, fill="black", anchor="ma", font=font)
-        for i, p in enumerate(pictures):
-            sheet.paste(_fit(p, cell), (gap + wide*j, head + gap + high*i))
-    for i, (label, font) in zip(range(n), feet): draw.text((gap, head + gap + high*i + cell), label, fill="black", font=font)
-    with whole_file(path) as part: sheet.save(part)
+    for j, pictures in enumerate(columns.values()):
+        for i, picture in enumerate(pictures):
+            sheet.paste(_fit(picture, cell), (gap + wide*j, head + high*i))
+    for i, (label, font) in zip(range(n_rows), _written(labels, 10)):
+        draw.text((gap, head + high*i + cell), label, fill="black", font=font)
+    with whole_file(path) as part:
+        sheet.save(part)
 
 def _fit(img:np.ndarray, cell:int)->Image.Image:
     "The picture, shrunk where needed, centred on a square of `cell` pixels."
-    im, square = Image.fromarray(np.asarray(img, np.uint8)).convert("RGB"), Image.new("RGB", (cell, cell), (235, 235, 235))
-    r = min(1., cell/max(im.size))
-    im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
+    im = Image.fromarray(np.asarray(img, np.uint8)).convert("RGB")
+    ratio = min(1., cell/max(im.size))
+    how = Image.Resampling.BILINEAR if ratio < 1 else Image.Resampling.NEAREST
+    im = im.resize((max(1, round(im.width*ratio)), max(1, round(im.height*ratio))), how)
+    square = Image.new("RGB", (cell, cell), (235, 235, 235))
     square.paste(im, ((cell - im.width)//2, (cell - im.height)//2))
     return square
 

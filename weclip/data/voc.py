@@ -9,6 +9,7 @@ __all__ = ['TAG_SOURCES', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open
 # %% ../../nbs/2_data/01_voc.ipynb #8ecae6a5
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -22,34 +23,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from ..method.classes import IGNORE_INDEX
-from .pictures import _decode, _say, preprocess, random_crop, read_mask
+from .pictures import _decode, _warn, preprocess, random_crop, read_mask
 
-# %% ../../nbs/2_data/01_voc.ipynb #4b00d9fb
+# %% ../../nbs/2_data/01_voc.ipynb #e1cdcb7f
 _log = logging.getLogger(__name__)
 
-class _Dtype:
-    def __init__(self, code, *_): self.code, self.order = code, "="
-    def __setstate__(self, state): self.order = state[1]
-
-class _Array:
-    def __init__(self, *_): pass
-    def __setstate__(self, state):  # (version, shape, dtype, is Fortran, bytes or list)
-        self.shape, dtype, data = state[1], state[2], state[4]
-        self.data = data if isinstance(data, list) else np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))
-
-def _latin(text, encoding): return text.encode("latin1")  # how old pickles spell bytes
-def _scalar(dtype, data): return np.frombuffer(data, np.dtype(dtype.code).newbyteorder(dtype.order))[0].item()
-
-_STANDINS = {**{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-             **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-             ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _latin}
-
-class _OnehotReader(pickle._Unpickler):
-    # an opcode that fills more memory than the file holds is left out
-    dispatch = {op: f for op, f in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}
-    def find_class(self, module, name):
-        if (module, name) in _STANDINS: return _STANDINS[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of tags needs")
+def _some(items, n=5)->str:
+    "The first few of a list, in words."
+    items = list(map(str, items))
+    return ", ".join(items[:n]) + (f" and {len(items) - n} more" if len(items) > n else "")
 
 def _plain(ids, path):
     "Refuse IDs that would leave the folder."
@@ -57,99 +39,28 @@ def _plain(ids, path):
         if isinstance(i, int):
             raise ValueError(f"{path}: expected picture IDs as text, got the number {i}, as some repositories write "
                              "it: 2007000032 for 2007_000032; replace the keys by the pictures' names without ending")
-        if not isinstance(i, str) or not 0 < len(i.encode("utf-8", "replace")) <= 240 or i in (".", "..") or set(i) & set("/\\\0:"):
+        is_name = isinstance(i, str) and 0 < len(i.encode("utf-8", "replace")) <= 240 and i not in (".", "..")
+        if not is_name or set(i) & set("/\\\0:"):
             raise ValueError(f"{path}: expected plain picture IDs without folder or drive, got {i!r}")
     return ids
-
-def read_onehot(path,  # cls_labels_onehot.npy: a pickled dict, ID -> (C-1,) of 0 and 1
-                names, # foreground class names
-    )->dict:           # ID -> ascending 0-based class ids
-    "Read one-hot tags without running what the pickle asks for."
-    try:
-        with open(path, "rb") as f:
-            header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(f)](f)
-            if header[0] != () or header[2] != np.dtype(object): raise ValueError(f"a {header[2]} array of shape {header[0]}")
-            hot = {i: v.data for i, v in _OnehotReader(f).load().data[0].items()}
-    except OSError: raise
-    except Exception as e: raise ValueError(f"{path}: expected a pickled dict of one-hot vectors, got something else ({e}); use tags.json instead") from e
-    for i, v in hot.items():
-        if not isinstance(v, np.ndarray) or v.dtype.kind not in "biuf" or v.shape != (len(names),) or not np.isin(v, (0, 1)).all():
-            raise ValueError(f"{path}: {i!r}: expected {len(names)} values of 0 or 1, got {np.shape(v)}; is this the file of another class list?")
-    return {i: np.flatnonzero(v).tolist() for i, v in zip(_plain(hot, path), hot.values())}
-
-# %% ../../nbs/2_data/01_voc.ipynb #9599d31f
-def _class_ids(tags, names, where):
-    "Names to ascending 0-based ids; a name that is no class is refused with its neighbours."
-    for t in tags:
-        if t not in names:
-            near = difflib.get_close_matches(str(t), names, 3, .5) or names[:5]
-            raise ValueError(f"{where}: tag {t!r} is not one of the {len(names)} classes; nearest: {', '.join(near)}")
-    return sorted({names.index(t) for t in tags})
-
-def _lists(root): return Path(root)/"ImageSets"/"Segmentation"
-
-def _unique(pairs)->dict:
-    "A JSON object, of which none of two equal names may be lost."
-    if len(d := dict(pairs)) < len(pairs): raise ValueError(f"listed more than once: {_some([k for k, n in Counter(k for k, _ in pairs).items() if n > 1])}")
-    return d
-
-def _tags_json(root, ids, names):
-    "Tags from tags.json: ID -> list of class names."
-    path = _lists(root)/"tags.json"
-    try: tags = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: expected JSON, got something else ({e})") from e
-    if not isinstance(tags, dict) or not all(isinstance(t, list) for t in tags.values()):
-        raise ValueError(f'{path}: expected {{"ID": ["class name", ...], ...}}, got {str(tags)[:60]}')
-    return {i: _class_ids(t, names, f"{path}: {i!r}") for i, t in zip(_plain(tags, path), tags.values())}
-
-def _tags_onehot(root, ids, names):
-    "Tags from cls_labels_onehot.npy."
-    return read_onehot(_lists(root)/"cls_labels_onehot.npy", names)
-
-def _tags_xml(root, ids, names):
-    "Tags from the devkit's Annotations: the names of all objects."
-    def one(path):
-        try: found = [o.text for o in ET.parse(path).iterfind("object/name")]
-        except (ET.ParseError, ValueError, LookupError) as e: raise ValueError(f"{path}: expected a VOC annotation, got broken XML ({e})") from e
-        return _class_ids(found, names, path)
-    return {i: one(p) for i in ids if (p := Path(root)/"Annotations"/f"{i}.xml").is_file()}
-
-def _tags_masks(root, ids, names, palette=None):
-    "Tags from the ground-truth masks, as the released code does."
-    masks = _mask_files(root, ids)
-    return {i: (np.setdiff1d(read_mask(p, len(names) + 1, palette), (0, IGNORE_INDEX)) - 1).tolist() for i, p in masks.items()}
-
-TAG_SOURCES = dict(json=_tags_json, onehot=_tags_onehot, xml=_tags_xml, masks=_tags_masks)
-
-def read_tags(root,             # folder with JPEGImages
-              ids,              # picture IDs
-              names,            # foreground class names
-              tags_from="auto", # json | onehot | xml | masks | auto (the first of the first three found), or a function (root, ids, names) -> dict
-              palette=None,     # of masks, as `read_mask` takes it
-    )->dict:                    # ID -> ascending 0-based class ids; IDs the source does not know are missing
-    "Image-level tags of a VOC folder."
-    here = dict(json=_lists(root)/"tags.json", onehot=_lists(root)/"cls_labels_onehot.npy", xml=Path(root)/"Annotations")
-    if tags_from == "auto":
-        tags_from = next((k for k, p in here.items() if p.exists()), None)
-        if tags_from is None: raise FileNotFoundError(f"no tags: expected one of {', '.join(str(p) for p in here.values())}")
-    if not callable(tags_from) and tags_from not in TAG_SOURCES:
-        raise ValueError(f"tags_from: expected auto, one of {tuple(TAG_SOURCES)} or a function, got {tags_from!r}")
-    if tags_from in here and not here[tags_from].exists(): raise FileNotFoundError(f"{here[tags_from]}: no such file or folder of tags")
-    if tags_from == "masks": return _tags_masks(root, ids, names, palette)
-    return TAG_SOURCES.get(tags_from, tags_from)(root, ids, names)
 
 # %% ../../nbs/2_data/01_voc.ipynb #80bcce53
 _LAYOUT = """expected
 ROOT/JPEGImages/ID.jpg                     pictures (.jpg, .jpeg or .png)
 ROOT/ImageSets/Segmentation/SPLIT.txt      one ID a line
-ROOT/ImageSets/Segmentation/tags.json      {"ID": ["class name", ...]}, or cls_labels_onehot.npy there, or ROOT/Annotations/ID.xml
+ROOT/ImageSets/Segmentation/tags.json      {"ID": ["class name", ...]},
+                                           or cls_labels_onehot.npy there, or ROOT/Annotations/ID.xml
 ROOT/SegmentationClassAug/ID.png           class ids, only for scoring (or SegmentationClass)"""
+
+def _lists(root): return Path(root)/"ImageSets"/"Segmentation"
 
 def _voc_root(root)->Path: # the folder that holds JPEGImages
     "Find VOC2012 in or below `root`."
-    for p in (Path(root), Path(root)/"VOC2012", Path(root)/"VOCdevkit"/"VOC2012"):
-        if (p/"JPEGImages").is_dir(): return p
-    raise FileNotFoundError(f"{root}: {'no such folder' if not Path(root).is_dir() else 'no JPEGImages in it'}; {_LAYOUT}")
+    root = Path(root)
+    for folder in (root, root/"VOC2012", root/"VOCdevkit"/"VOC2012"):
+        if (folder/"JPEGImages").is_dir(): return folder
+    fault = "no JPEGImages in it" if root.is_dir() else "no such folder"
+    raise FileNotFoundError(f"{root}: {fault}; {_LAYOUT}")
 
 def _read_split(root, split)->list: # IDs in file order
     "IDs of a split, each a plain name and listed once."
@@ -157,22 +68,25 @@ def _read_split(root, split)->list: # IDs in file order
     if not path.is_file():
         found = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise FileNotFoundError(f"{path}: no such split (found: {', '.join(found) or 'none'}); {_LAYOUT}")
-    try: ids = [i.strip() for i in path.read_text(encoding="utf-8-sig").splitlines() if i.strip()]
-    except UnicodeDecodeError as e: raise ValueError(f"{path}: expected text in UTF-8, got other bytes ({e})") from e
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: expected text in UTF-8, got other bytes ({e})") from e
+    ids = [line.strip() for line in lines if line.strip()]
+    twice = [i for i, n in Counter(ids).items() if n > 1]
     if not ids: raise ValueError(f"{path}: expected one ID a line, got an empty list")
-    if twice := [i for i, n in Counter(ids).items() if n > 1]: raise ValueError(f"{path}: IDs listed more than once: {_some(twice)}")
+    if twice: raise ValueError(f"{path}: IDs listed more than once: {_some(twice)}")
     return _plain(ids, path)
-
-def _some(ids): return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 def _find(folder, ids, suffixes, what):
     "ID -> file in `folder`; the first suffix wins, a missing file is an error."
-    files = {}
-    for p in sorted(folder.iterdir(), key=lambda p: p.name):
-        s = p.suffix.lower()
-        if s in suffixes and (p.stem not in files or suffixes.index(s) < suffixes.index(files[p.stem].suffix.lower())): files[p.stem] = p
-    if lost := [i for i in ids if i not in files]:
-        raise FileNotFoundError(f"{folder}: no {what} for {len(lost)} of {len(ids)} listed IDs: {_some(lost)}; {_LAYOUT}")
+    found = [p for p in sorted(folder.iterdir(), key=lambda p: p.name) if p.suffix.lower() in suffixes]
+    found.sort(key=lambda p: suffixes.index(p.suffix.lower()))
+    files = {p.stem: p for p in reversed(found)}
+    lost = [i for i in ids if i not in files]
+    if lost:
+        raise FileNotFoundError(f"{folder}: no {what} for {len(lost)} of {len(ids)} listed IDs: {_some(lost)}; "
+                                f"{_LAYOUT}")
     return {i: files[i] for i in ids}
 
 def _image_files(root, ids)->dict: # ID -> path
@@ -181,9 +95,139 @@ def _image_files(root, ids)->dict: # ID -> path
 
 def _mask_files(root, ids)->dict: # ID -> path
     "The mask of every ID: SegmentationClassAug, or the devkit's SegmentationClass."
-    folder = next((f for f in (Path(root)/"SegmentationClassAug", Path(root)/"SegmentationClass") if f.is_dir()), None)
+    folders = [Path(root)/name for name in ("SegmentationClassAug", "SegmentationClass")]
+    folder = next((f for f in folders if f.is_dir()), None)
     if folder is None: raise FileNotFoundError(f"{root}: no folder of masks; {_LAYOUT}")
     return _find(folder, ids, (".png",), "mask")
+
+# %% ../../nbs/2_data/01_voc.ipynb #4b00d9fb
+class _Numpy:
+    "In the place of NumPy's arrays, numbers and types: what a pickle says of one."
+    state:tuple = (3, "=")
+    def __init__(self, *args): self.args = args
+    def __setstate__(self, state): self.state = state
+
+class _OnehotReader(pickle._Unpickler):
+    "Builds nothing but dictionaries, lists, text and `_Numpy`."
+    # an opcode that fills more memory than the file holds is left out
+    dispatch = {op: f for op, f in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}
+    numpy = {("numpy", "ndarray"), ("numpy", "dtype"),
+             *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar"))}
+    def find_class(self, module, name):
+        if (module, name) in self.numpy: return _Numpy
+        if (module, name) == ("_codecs", "encode"): return lambda text, _: text.encode("latin1")  # bytes in old pickles
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of tags needs")
+
+def _numbers(data:bytes, dtype:_Numpy)->np.ndarray:
+    return np.frombuffer(data, np.dtype(dtype.args[0]).newbyteorder(dtype.state[1]))
+
+def _content(array:_Numpy):
+    "The numbers of an array, or the list of its objects."
+    _, shape, dtype, is_fortran, data = array.state
+    return data if isinstance(data, list) else _numbers(data, dtype)
+
+def _key(key):
+    "A key of the dictionary; one of NumPy's numbers, (type, bytes), as Python's."
+    return _numbers(key.args[1], key.args[0])[0].item() if isinstance(key, _Numpy) else key
+
+# %% ../../nbs/2_data/01_voc.ipynb #950a341b
+def _load_onehot(path)->dict: # key -> numbers
+    "The dictionary in a file that `np.save` has pickled."
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with open(path, "rb") as file:
+        shape, _, dtype = headers[npy.read_magic(file)](file)
+        if shape != () or dtype != np.dtype(object): raise ValueError(f"a {dtype} array of shape {shape}")
+        box = _content(_OnehotReader(file).load())
+    return {_key(key): _content(array) for key, array in box[0].items()}
+
+def read_onehot(path,  # cls_labels_onehot.npy: a pickled dict, ID -> (C-1,) of 0 and 1
+                names, # foreground class names
+    )->dict:           # ID -> ascending 0-based class ids
+    "Read one-hot tags without running what the pickle asks for."
+    try:
+        hot = _load_onehot(path)
+    except OSError:
+        raise
+    except Exception as e:  # whatever a forged pickle breaks
+        raise ValueError(f"{path}: expected a pickled dict of one-hot vectors, got something else ({e}); "
+                         "use tags.json instead") from e
+    for i, v in hot.items():
+        is_numeric = isinstance(v, np.ndarray) and v.dtype.kind in "biuf"
+        if not is_numeric or v.shape != (len(names),) or not np.isin(v, (0, 1)).all():
+            raise ValueError(f"{path}: {i!r}: expected {len(names)} values of 0 or 1, got {np.shape(v)}; "
+                             "is this the file of another class list?")
+    return {i: np.flatnonzero(hot[i]).tolist() for i in _plain(hot, path)}
+
+# %% ../../nbs/2_data/01_voc.ipynb #9599d31f
+def _class_ids(tags, names, where):
+    "Names to ascending 0-based ids."
+    unknown = [tag for tag in tags if tag not in names]
+    if unknown:
+        near = ", ".join(difflib.get_close_matches(str(unknown[0]), names, 3, .5) or names[:5])
+        raise ValueError(f"{where}: tag {unknown[0]!r} is not one of the {len(names)} classes; nearest: {near}")
+    return sorted({names.index(t) for t in tags})
+
+def _unique(pairs)->dict:
+    "A JSON object, of which none of two equal names may be lost."
+    twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+    if twice: raise ValueError(f"listed more than once: {_some(twice)}")
+    return dict(pairs)
+
+def _tags_json(root, ids, names):
+    "Tags from tags.json: ID -> list of class names."
+    path = _lists(root)/"tags.json"
+    try:
+        tags = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: expected JSON, got something else ({e})") from e
+    if not isinstance(tags, dict) or not all(isinstance(t, list) for t in tags.values()):
+        raise ValueError(f'{path}: expected {{"ID": ["class name", ...], ...}}, got {str(tags)[:60]}')
+    return {i: _class_ids(tags[i], names, f"{path}: {i!r}") for i in _plain(tags, path)}
+
+def _tags_onehot(root, ids, names):
+    "Tags from cls_labels_onehot.npy."
+    return read_onehot(_lists(root)/"cls_labels_onehot.npy", names)
+
+def _annotated(path, names):
+    "Class ids of all objects in one of the devkit's annotations."
+    try:
+        found = [name.text for name in ET.parse(path).iterfind("object/name")]
+    except (ET.ParseError, ValueError, LookupError) as e:
+        raise ValueError(f"{path}: expected a VOC annotation, got broken XML ({e})") from e
+    return _class_ids(found, names, path)
+
+def _tags_xml(root, ids, names):
+    "Tags from the devkit's Annotations."
+    paths = {i: Path(root)/"Annotations"/f"{i}.xml" for i in ids}
+    return {i: _annotated(path, names) for i, path in paths.items() if path.is_file()}
+
+def _tags_masks(root, ids, names, palette=None):
+    "Tags from the ground-truth masks, as the released code does."
+    seen = {i: np.unique(read_mask(path, len(names) + 1, palette)) for i, path in _mask_files(root, ids).items()}
+    return {i: (np.setdiff1d(values, (0, IGNORE_INDEX)) - 1).tolist() for i, values in seen.items()}
+
+# %% ../../nbs/2_data/01_voc.ipynb #ad5d8293
+TAG_SOURCES = dict(json=_tags_json, onehot=_tags_onehot, xml=_tags_xml, masks=_tags_masks)
+
+def read_tags(root,             # folder with JPEGImages
+              ids,              # picture IDs
+              names,            # foreground class names
+              tags_from="auto", # key of `TAG_SOURCES`, auto (json, onehot or xml, the first found), or a function
+              palette=None,     # of masks, as `read_mask` takes it
+    )->dict:                    # ID -> ascending 0-based class ids; IDs the source does not know are missing
+    "Image-level tags of a VOC folder."
+    lists = _lists(root)
+    here = dict(json=lists/"tags.json", onehot=lists/"cls_labels_onehot.npy", xml=Path(root)/"Annotations")
+    if tags_from == "auto":
+        tags_from = next((source for source, path in here.items() if path.exists()), None)
+        if tags_from is None: raise FileNotFoundError(f"no tags: expected one of {', '.join(map(str, here.values()))}")
+    if callable(tags_from): return tags_from(root, ids, names)
+    if tags_from not in TAG_SOURCES:
+        raise ValueError(f"tags_from: expected auto, one of {tuple(TAG_SOURCES)} or a function, got {tags_from!r}")
+    if tags_from in here and not here[tags_from].exists():
+        raise FileNotFoundError(f"{here[tags_from]}: no such file or folder of tags")
+    if tags_from == "masks": return _tags_masks(root, ids, names, palette)
+    return TAG_SOURCES[tags_from](root, ids, names)
 
 # %% ../../nbs/2_data/01_voc.ipynb #69e2b908
 class Sample(NamedTuple):
@@ -196,28 +240,37 @@ class Sample(NamedTuple):
     key: tuple = None # seed of the crop
 
 def _check_fit(picture, mask, size, mask_size, turn):
-    "A mask of its picture's size; one that may have been drawn on the picture as it is stored says so."
+    "Refuse a mask of another size than its picture; warn of one that may have been drawn before EXIF's turn."
     stored = size[::-1] if turn > 4 else size
     if mask_size != size:
-        only = (f"; it fits only the picture as stored, before the turn that its EXIF asks for (orientation {turn}): "
-                "turn the mask, too, or store the picture upright") if mask_size == stored else ""
-        raise ValueError(f"{mask} is {mask_size[1]}x{mask_size[0]} but {picture} is {size[1]}x{size[0]}; expected equal sizes{only}")
+        cause = ""
+        if mask_size == stored:
+            cause = ("; it fits only the picture as stored, before the turn that its EXIF asks for "
+                     f"(orientation {turn}): turn the mask, too, or store the picture upright")
+        raise ValueError(f"{mask} is {mask_size[1]}x{mask_size[0]} but {picture} is {size[1]}x{size[0]}; "
+                         f"expected equal sizes{cause}")
     if turn > 1 and mask_size == stored:
-        _say(f"turned {Path(mask).parent}", Path(mask).parent, f"{Path(picture).name} is turned as its EXIF asks for (orientation {turn}), "
-             "and perhaps others: their masks must have been drawn on the upright picture, which their size does not show", most=1)
+        folder = Path(mask).parent
+        line = (f"{Path(picture).name} is turned as its EXIF asks for (orientation {turn}), and perhaps others: their "
+                "masks must have been drawn on the upright picture, which their size does not show")
+        _warn(f"turned {folder}", folder, line, most=1)
 
+@dataclass(eq=False, repr=False)
 class SegData(Dataset):
     "Pictures with tags, whole or as random crops; masks are opened only if given."
-    def __init__(self, images, # ID -> picture path; its order is the order of the items
-                 tags,         # ID -> ascending 0-based class ids
-                 names,        # foreground class names
-                 masks=None,   # ID -> mask path
-                 crop=None,    # side of random crops in pixels; None: the whole picture
-                 scale=(.5, 2.), flip=True, # of random crops
-                 norm="imagenet",  # key of `NORMS`; None: raw uint8
-                 palette=None): # colours of the masks, as `read_mask` takes them
-        self.ids, self.images, self.tags, self.names, self.masks, self.palette = list(images), images, tags, tuple(names), masks, palette
-        self.crop, self.scale, self.flip, self.norm = crop, scale, flip, norm
+    images: dict             # ID -> picture path; its order is the order of the items
+    tags: dict               # ID -> ascending 0-based class ids
+    names: tuple             # foreground class names
+    masks: dict = None       # ID -> mask path
+    crop: int = None         # side of random crops in pixels; None: the whole picture
+    scale: tuple = (.5, 2.)  # smallest and largest rescaling of random crops
+    flip: bool = True        # mirror half of the crops?
+    norm: str = "imagenet"   # key of `NORMS`; None: raw uint8
+    palette: np.ndarray = None # colours of the masks, as `read_mask` takes them
+
+    def __post_init__(self):
+        self.ids = list(self.images)
+        self.names = tuple(self.names)
 
     def __len__(self): return len(self.ids)
 
@@ -235,11 +288,13 @@ class SegData(Dataset):
 
     def __getitem__(self, i): # int, or (int, key) with the seed of the crop as a tuple of ints
         i, key = i if isinstance(i, tuple) else (i, (0, i % len(self)))
-        img, mask = self.read(self.ids[i])
+        name = self.ids[i]
+        img, mask = self.read(name)
         box = (0, img.shape[0], 0, img.shape[1])
-        if self.crop: img, mask, box = random_crop(img, self.crop, self.scale, self.flip, np.random.default_rng(key), mask)
+        if self.crop:
+            img, mask, box = random_crop(img, self.crop, self.scale, self.flip, np.random.default_rng(key), mask)
         x = preprocess(img, self.norm) if self.norm else torch.tensor(img).movedim(-1, 0)  # (3, H, W)
-        return Sample(self.ids[i], x, self.tags.get(self.ids[i], []), None if mask is None else torch.tensor(mask), box, key)
+        return Sample(name, x, self.tags.get(name, []), None if mask is None else torch.tensor(mask), box, key)
 
 # %% ../../nbs/2_data/01_voc.ipynb #0cf9e067
 def open_data(root,             # VOC2012, VOCdevkit or the folder above
@@ -251,32 +306,40 @@ def open_data(root,             # VOC2012, VOCdevkit or the folder above
               **kw,             # crop, scale, flip, norm, palette of `SegData`
     )->SegData:
     "Open a split of a VOC folder, checked."
-    root, names = _voc_root(root), tuple(names)
+    root = _voc_root(root)
+    names = tuple(names)
     ids = _read_split(root, split)
     images = _image_files(root, ids)
-    tags = {} if tags_from is None else _tagged(read_tags(root, ids, names, tags_from, kw.get("palette")), ids, names, split, strict)
-    images = {i: images[i] for i in ids if tags_from is None or i in tags}
+    tags = {}
+    if tags_from is not None:
+        tags = _tagged(read_tags(root, ids, names, tags_from, kw.get("palette")), ids, names, split, strict)
+        images = {i: images[i] for i in tags}
     return SegData(images, tags, names, _mask_files(root, list(images)) if with_masks else None, **kw)
 
 def _tagged(tags, ids, names, split, strict):
-    "The listed pictures that have a tag; says which have none and which classes never occur."
+    "The listed pictures that have a tag; warns of those without one and of classes that never occur."
     none = [i for i in ids if not tags.get(i)]
-    if none and (strict or len(none) == len(ids)): raise ValueError(f"{split}: {len(none)} of {len(ids)} pictures have no tag: {_some(none)}")
-    if none: _log.warning("%s: %d of %d pictures have no tag and are left out: %s", split, len(none), len(ids), _some(none))
+    if none and (strict or len(none) == len(ids)):
+        raise ValueError(f"{split}: {len(none)} of {len(ids)} pictures have no tag: {_some(none)}")
+    if none:
+        _log.warning("%s: %d of %d pictures have no tag and are left out: %s", split, len(none), len(ids), _some(none))
     tags = {i: tags[i] for i in ids if tags.get(i)}
     seen = set().union(*tags.values())
-    if lost := [n for k, n in enumerate(names) if k not in seen]:
+    lost = [name for k, name in enumerate(names) if k not in seen]
+    if lost:
         _log.warning("%s: no picture is tagged %s", split, ", ".join(lost))
     return tags
 
+# %% ../../nbs/2_data/01_voc.ipynb #642165f6
 class NoObject(ValueError):
     "Masks in which no class but background occurs, so that they mean nothing."
 
 def no_object(n, # masks
     )->NoObject: # to be raised
     "Why a set of masks means nothing."
-    return NoObject(f"no object class occurs in any of the {n:,} masks: every pixel is background (0) or {IGNORE_INDEX}, which is ignored; "
-                    f"expected the class ids 1, 2, ... where there are objects (are objects marked {IGNORE_INDEX}?)")
+    return NoObject(f"no object class occurs in any of the {n:,} masks: every pixel is background (0) or "
+                    f"{IGNORE_INDEX}, which is ignored; expected the class ids 1, 2, ... where there are objects "
+                    f"(are objects marked {IGNORE_INDEX}?)")
 
 def _has_object(mask:np.ndarray)->bool: return bool(((mask > 0) & (mask < IGNORE_INDEX)).any())
 
@@ -285,20 +348,27 @@ def check_objects(data:SegData # with masks
     "Refuse masks in which no class but background occurs: they would score themselves, and teach background."
     if not any(_has_object(data.read_mask(i)) for i in data.ids): raise no_object(len(data))
 
+def _fault(data, i):
+    "Why a picture or its mask cannot be read; None if it can."
+    try:
+        _, turn, size = _decode(data.images[i], small=True)
+        if data.masks is not None:
+            _check_fit(data.images[i], data.masks[i], size, data.read_mask(i).shape, turn)
+    except (ValueError, OSError) as e:
+        return str(e)
+
 def check_files(data:SegData,      # perhaps with masks
                 progress:bool=True # show a bar, where it takes long
     )->None:
     "Decode every picture once, and its mask if there is one; a ValueError names all that cannot be read."
-    def fault(i):
-        try:
-            turn, size = _decode(data.images[i], small=True)[1:]
-            if data.masks is not None: _check_fit(data.images[i], data.masks[i], size, data.read_mask(i).shape, turn)
-        except (ValueError, OSError) as e: return i, str(e)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = list(filter(None, tqdm(pool.map(fault, data.ids), total=len(data), desc="checking pictures", delay=2, disable=not progress, leave=False)))
+        seen = pool.map(lambda i: _fault(data, i), data.ids)
+        bar = tqdm(seen, "checking pictures", len(data), leave=False, delay=2, disable=not progress)
+        faults = {i: fault for fault, i in zip(bar, data.ids) if fault}
     if not faults: return
     what = "pictures" if data.masks is None else "pictures or their masks"
-    raise ValueError(f"{len(faults)} of {len(data)} {what} cannot be read: {_some([Path(data.images[i]).name for i, _ in faults])}; {faults[0][1]}")
+    names = _some(Path(data.images[i]).name for i in faults)
+    raise ValueError(f"{len(faults)} of {len(data)} {what} cannot be read: {names}; {next(iter(faults.values()))}")
 
 # %% ../../nbs/2_data/01_voc.ipynb #a810188c
 class Batch(NamedTuple):
@@ -315,12 +385,14 @@ def collate(samples:list # of `Sample`, of one size
     )->Batch:
     "Stack samples."
     ids, imgs, tags, masks, boxes, keys = zip(*samples)
-    if len({x.shape for x in imgs}) > 1:
-        raise ValueError(f"batch: expected pictures of one size, got {[tuple(x.shape[1:]) for x in imgs]}; set crop, or take one picture at a time")
+    if len({img.shape for img in imgs}) > 1:
+        sizes = [tuple(img.shape[1:]) for img in imgs]
+        raise ValueError(f"batch: expected pictures of one size, got {sizes}; set crop, or take one picture at a time")
     y0, y1, x0, x1 = torch.tensor(boxes).T[..., None]  # (B, 1) each
     y, x = map(torch.arange, imgs[0].shape[1:])
     valid = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None]  # (B, H, W)
-    return Batch(list(ids), torch.stack(imgs), list(tags), None if masks[0] is None else torch.stack(masks).long(), valid, list(keys))
+    lbl = None if masks[0] is None else torch.stack(masks).long()
+    return Batch(list(ids), torch.stack(imgs), list(tags), lbl, valid, list(keys))
 
 # %% ../../nbs/2_data/01_voc.ipynb #3b678ac9
 @lru_cache(maxsize=2)
@@ -332,23 +404,31 @@ def view_key(i, # index of the picture
     "Key of a fixed crop."
     return 0, 2, i, v
 
+@dataclass(eq=False, repr=False)
 class Stream(Sampler):
     "Endless batches of (index, crop key); a pure function of seed and iteration."
-    def __init__(self, n,          # pictures in the set
-                 bs,               # pictures per iteration, over all processes
-                 seed=0, start=0,  # first iteration, counted from 0
-                 rank=0, world=1,  # this process and their number
-                 views=0):         # fixed crops per picture, one per epoch in turn; 0: a new crop at every visit
-        if n < 1 or bs < 1 or bs % world: raise ValueError(f"expected n >= 1 and bs a multiple of world, got n={n}, bs={bs}, world={world}")
-        self.n, self.bs, self.seed, self.start, self.rank, self.world, self.views = n, bs, seed, start, rank, world, views
+    n: int         # pictures in the set
+    bs: int        # pictures per iteration, over all processes
+    seed: int = 0
+    start: int = 0 # first iteration, counted from 0
+    rank: int = 0  # this process
+    world: int = 1 # number of processes
+    views: int = 0 # fixed crops per picture, one per epoch in turn; 0: a new crop at every visit
+
+    def __post_init__(self):
+        if self.n < 1 or self.bs < 1 or self.bs % self.world:
+            raise ValueError("expected n >= 1 and bs a multiple of world, "
+                             f"got n={self.n}, bs={self.bs}, world={self.world}")
 
     def at(self, p):
         "Index and key at position p."
-        i = int(_order(self.n, self.seed, p//self.n)[p % self.n])
-        return i, view_key(i, p//self.n % self.views) if self.views else (self.seed, 1, p)
+        epoch, place = divmod(p, self.n)
+        i = int(_order(self.n, self.seed, epoch)[place])
+        return i, view_key(i, epoch % self.views) if self.views else (self.seed, 1, p)
 
     def __iter__(self):
-        for i in count(self.start): yield [self.at(p) for p in range(i*self.bs + self.rank, (i + 1)*self.bs, self.world)]
+        for i in count(self.start):
+            yield [self.at(p) for p in range(i*self.bs + self.rank, (i + 1)*self.bs, self.world)]
 
 def batches(data,      # `SegData` with a crop
             bs,        # pictures per iteration, over all processes

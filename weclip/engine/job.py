@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-import json, os, platform, shutil, subprocess, tarfile, time
+import json, os, platform, shutil, subprocess, time
 import numpy as np, open_clip, torch, weclip
-from ..machine import cache_dir, code_digest, device_name, used_gib, whole_file, write_json
+from ..machine import cache_dir, code_digest, device_name, used_gib, write_json
 from ..method.config import MODES, STAGES, Config, preset, read_mode, run_name, snapshot_file, to_dict
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
 from ..data.pictures import save_mask
 from ..data.voc import SegData, batches, check_files, check_objects, open_data
+from ..data.field import pack_masks
 from ..data.viz import colour_mask, heat, save_sheet
 from ..world.scenes import write_scenes
 from .weights import build, save_model
@@ -126,10 +127,11 @@ def pack_for_server(model:WeCLIP, # trained
                     workers=0     # processes for DenseCRF; 0: none
     )->None:
     "Predict a split and pack it as the VOC server takes it."
-    path = Path(path); folder = path.with_suffix("")
-    masks = folder/"results"/"VOC2012"/"Segmentation"/"comp6_test_cls"
-    for i, ids in predict_stream(model, ((i, data.read(i)[0]) for i in data.ids), crf, workers, drop=0): save_mask(masks/f"{i}.png", ids)
-    with whole_file(path) as part, tarfile.open(part, "w:gz") as tar: tar.add(folder/"results", "results")
+    folder = Path(path).with_suffix("")
+    pictures = ((i, data.read(i)[0]) for i in data.ids)
+    for i, ids in predict_stream(model, pictures, crf, workers, drop=0):
+        save_mask(folder/f"{i}.png", ids)
+    pack_masks(folder, path, {i: data.images[i] for i in data.ids}, progress=False)
 
 # %% ../../nbs/4_engine/07_job.ipynb #50dbbb32
 def report_progress(out,          # folder of the run
