@@ -388,7 +388,7 @@ AUTHORS = {  # encoder forwards of a stage of the authors' code
 def target_rows(seconds:dict,      # stage -> seconds
                 mib:dict,          # stage -> MiB
                 plain_mib:dict,    # the same of the plain forms
-                crf:CrfCost,
+                crf:CrfCost,       # of `crf_cost`
                 load:tuple,        # of `loading`
                 fast:tuple,        # of `accelerator`, or three None
                 bs:int             # pictures of a batch
