@@ -30,7 +30,7 @@ from ..method.model import WeCLIP
 from ..data.voc import Batch, SegData, batches, open_data
 from ..world.scenes import draw_scene
 from ..engine.train import optimiser, to_device, train_step
-from ..engine.infer import crf_pool, dense_crf, predict
+from ..engine.infer import crf_pool, dense_crf, mask_stream
 from .memory import peak_bytes
 from .plain import plain_cam, plain_encode, plain_head, plain_labels, plain_loss, plain_losses
 
@@ -113,7 +113,7 @@ def prediction(model:WeCLIP,    # of `inputs`
                image:np.ndarray # (H, W, 3) uint8
     )->dict:                    # name -> function without arguments
     "A prediction without CRF, and the encoder forwards in it."
-    seen, run = [], lambda: predict(model, image, crf=False)
+    seen, run = [], lambda: next(mask_stream(model, [(0, image)], ("ms",)))[1]["ms"]
     with model.clip.visual.conv1.register_forward_pre_hook(lambda _, x: seen.extend(x)): run()
     return {"prediction": run, "prediction's encoder": lambda: [model.clip.encode(x, model.cfg.n_feats) for x in seen]}
 
