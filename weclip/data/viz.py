@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEJAVU', 'denormalise', 'colour_mask', 'overlay', 'heat', 'lettering', 'show_grid', 'quantise', 'legend',
-           'save_sheet']
+           'save_sheet', 'markdown_table']
 
 # %% ../../nbs/2_data/04_viz.ipynb #fcd39179
 from functools import lru_cache
@@ -197,3 +197,11 @@ def _fit(img:np.ndarray, cell:int)->Image.Image:
     im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
     square.paste(im, ((cell - im.width)//2, (cell - im.height)//2))
     return square
+
+# %% ../../nbs/2_data/04_viz.ipynb #596290f1
+def markdown_table(head, # cells of the first row
+                   rows  # rows of cells
+    )->str:              # Markdown
+    "A table in Markdown."
+    lines = head, ["---"]*len(head), *rows
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

@@ -50,7 +50,7 @@ def _area(ring:list)->float: # signed: positive for outlines, negative for holes
     x, y = np.array(ring).T
     return (x*np.roll(y, -1) - np.roll(x, -1)*y).sum()/2
 
-def _extent(occupied:np.ndarray)->tuple: # first and last index that is occupied
+def _extent(occupied)->tuple: # first and last index that is occupied
     where = np.flatnonzero(occupied)
     return where[0], where[-1]
 
@@ -65,7 +65,7 @@ def polygons(mask:np.ndarray # True inside, (H, W) bool
     y = top - .5 + np.arange(z.shape[0])
     contours = contour_generator(x, y, z, fill_type=FillType.OuterOffset)
     found = []
-    for line, starts in zip(*contours.filled(.5, np.inf)):  # type: ignore[misc]  # two lists with OuterOffset
+    for line, starts in zip(*contours.filled(.5, np.inf)):
         rings = [ring for i, j in zip(starts, starts[1:]) for ring in _cut(_corners(line[i:j]))]
         found.append([[*ring, ring[0]] for ring in sorted(rings, key=_area, reverse=True)])  # the outline first
     return found
