@@ -32,7 +32,7 @@ def clip_view(model:WeCLIP,     # its image tower's size is taken
     return F.interpolate(preprocess(image, "clip")[None], size, mode="bilinear", antialias=True)
 
 @torch.no_grad()
-def similarity(model:WeCLIP, # its CLIP and sentences are asked
+def similarity(model:WeCLIP, # its CLIP and sentences are used
                views:Tensor  # (B, 3, H, H)
     )->Tensor:               # (B, C-1), on the CPU
     "Cosines with the classes' sentences, less the picture's mean over all sentences."
@@ -47,7 +47,7 @@ class Survey(NamedTuple):
     scores: Tensor    # s_c, (n, C-1)
     unreadable: dict  # ID -> why
 
-def survey(model:WeCLIP,      # its CLIP and sentences are asked
+def survey(model:WeCLIP,      # its CLIP and sentences are used
            images:dict,       # ID -> file
            bs:int=16,         # pictures encoded at a time
            progress:bool=True # show a bar
