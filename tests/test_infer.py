@@ -15,9 +15,8 @@ from weclip.data.voc import SegData, open_data
 from weclip.world.scenes import draw_split
 from weclip.engine.weights import load_model, load_released
 from weclip.engine.infer import (
-    DROP, as_rgb, dense_crf, evaluate, evaluation_hours, multi_scale_logits, network_input, predict, predict_stream,
-    rivals)
-from weclip.use.segmentation import segment, segment_stream
+    DROP, as_rgb, dense_crf, evaluate, evaluation_hours, mask_stream, multi_scale_logits, network_input, rivals)
+from weclip.use.segmentation import predict, predict_many
 from weclip.speed.bench import noisy_probabilities
 from weclip.cli import main
 
@@ -45,21 +44,21 @@ def pictures(n, seed=0):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_stream_equals_one_by_one(workers):
     model, samples = Toy(), pictures(6)
-    got = list(predict_stream(model, iter(samples), workers=workers))
+    got = list(predict_many(iter(samples), model, workers=workers))
     assert [k for k, _ in got] == [k for k, _ in samples]
-    for (_, ids), (_, image) in zip(got, samples): assert np.array_equal(ids, predict(model, image))
+    for (_, ids), (_, image) in zip(got, samples): assert np.array_equal(ids, predict(image, model))
 
 def test_stream_is_bounded_and_may_be_left():
     read = []
     def samples():
         for k, p in pictures(9): read.append(k); yield k, p
-    results = predict_stream(Toy(), samples(), workers=1)
+    results = predict_many(samples(), Toy(), workers=1)
     assert next(results)[0] == "p0" and len(read) == 3
     results.close()
     assert len(read) == 3
 
 def test_stream_reports_the_picture_that_fails():
-    with pytest.raises(ValueError, match="expected"): list(predict_stream(Toy(), [("a", np.zeros((3, 3, 4), np.uint8))], workers=1))
+    with pytest.raises(ValueError, match="expected"): list(predict_many([("a", np.zeros((3, 3, 4), np.uint8))], Toy(), workers=1))
 
 def test_modes_share_forwards():
     class Counting(Toy):
@@ -127,7 +126,7 @@ def test_single_without_scale_one():
 @pytest.mark.parametrize("round_to", [1, 16])
 @pytest.mark.parametrize("hw", [(1, 1), (1, 40), (5, 700), (3000, 20), (17, 31), (333, 499)])
 def test_odd_sizes(hw, round_to):
-    ids = predict(Toy(round_to=round_to), np.full((*hw, 3), (200, 10, 10), np.uint8))
+    ids = predict(np.full((*hw, 3), (200, 10, 10), np.uint8), Toy(round_to=round_to)).ids
     assert ids.shape == hw and ids.dtype == np.uint8 and (ids == 1).all()
 
 @pytest.mark.parametrize("patch", [8, 14, 32])
@@ -145,9 +144,9 @@ def test_flip_is_undone():
 def test_without_pydensecrf(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     image = pictures(1)[0][1]
-    assert predict(Toy(), image, crf=False).shape == image.shape[:2]
-    with pytest.raises(ImportError, match="crf=False"): predict(Toy(), image)
-    with pytest.raises(ImportError, match="crf=False"): predict_stream(Toy(), [("a", image)])
+    assert predict(image, Toy(), crf=False).shape == image.shape[:2]
+    with pytest.raises(ImportError, match="crf=False"): predict(image, Toy())
+    with pytest.raises(ImportError, match="crf=False"): predict_many([("a", image)], Toy())
 
 # ---- DenseCRF without the labels that cannot win
 
@@ -207,7 +206,7 @@ def test_the_default_keeps_the_labels_of_a_decoder_out_of_its_depth():
 
 def test_every_way_to_predict_has_one_default_and_evaluation_the_papers_crf(capsys):
     "`drop` left labels out of every prediction and of every score, unless somebody said otherwise."
-    ways = (predict, predict_stream, segment, segment_stream)
+    ways = (predict, predict_many, mask_stream)
     assert {inspect.signature(way).parameters["drop"].default for way in ways} == {DROP} and DROP <= .02
     assert inspect.signature(evaluate).parameters["drop"].default == 0
     for command, default in dict(evaluate="0", predict=f"{DROP}").items():

@@ -10,8 +10,8 @@ from weclip.data.pictures import save_mask
 from weclip.data.voc import open_data
 from weclip.world.scenes import write_scenes
 from weclip.engine.train import train
-from weclip.engine.infer import evaluate, predict_stream
-from weclip.use.segmentation import read_ahead
+from weclip.engine.infer import evaluate
+from weclip.use.segmentation import predict_many, read_ahead
 from weclip.speed.bench import inputs
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")
@@ -51,9 +51,9 @@ def predicted(model, files, n, tmp, crf=False, leak=None):
     "Sizes of the process during `n` rounds over the files, read, predicted and written as the command does."
     endless = (f for _ in range(n) for f in files)
     sizes = []
-    for k, (f, ids) in enumerate(predict_stream(model, read_ahead(endless, []), crf=crf, workers=0)):
-        save_mask(tmp/f"{f.stem}.png", ids)
-        if leak is not None: leak.append(ids)
+    for k, (f, seg) in enumerate(predict_many(read_ahead(endless, []), model, crf=crf)):
+        save_mask(tmp/f"{f.stem}.png", seg.ids)
+        if leak is not None: leak.append(seg.ids)
         if k % len(files) == 0: sizes.append((k, resident()))
     return sizes
 

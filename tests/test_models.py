@@ -12,8 +12,8 @@ from weclip.method.model import WeCLIP
 from weclip.data.pictures import preprocess, read_mask
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import ARCH, PLAIN, arch_config, build, describe, load_model, read_model, save_model, write_model
-from weclip.engine.infer import predict
 from weclip.use.hub import FILES, from_pretrained, save_pretrained
+from weclip.use.segmentation import predict
 from weclip.cli import main
 
 TEXT = dict(context_length=77, width=32, heads=2, layers=1)  # the text tower is not what is tested
@@ -89,7 +89,7 @@ def test_tower(name):
     with torch.no_grad(): out = model(img, [[2, 0], [1]])
     assert out.logits.shape == (2, 5, 4, 4) and out.pseudo.shape == img.shape[::2][:1] + img.shape[2:] and len(out.tokens) == 2
     photo = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
-    assert predict(model, photo, crf=False).shape == (61, 83)
+    assert predict(photo, model, crf=False).shape == (61, 83)
 
 def test_a_tower_that_pools_patches_has_no_class_token_score():
     tower = FrozenCLIP(shrink("ViT-L-14-CLIPA", layers=2))
@@ -208,7 +208,7 @@ def test_program_of_a_tower(small, tmp_path, suffix, capsys):
     save_model(tmp_path/"model.safetensors", model)
     assert main(["export", "--checkpoint", str(tmp_path/"model.safetensors"), "--out", str(tmp_path/f"m{suffix}"), "--device", "cpu"]) == 0
     assert "100.00 %" in capsys.readouterr().out
-    want = predict(model.eval(), photo, scales=(1.,), flip=False, crf=False)
+    want = predict(photo, model.eval(), scales=(1.,), flip=False, crf=False)
     run = _program(tmp_path/f"m{suffix}")
     logits, mask = run(photo[None])
     assert logits.shape == (1, model.classes.n_classes, 3, 5) and mask.dtype == np.uint8 and (mask[0] == want).mean() > .999 and len(np.unique(mask)) > 1

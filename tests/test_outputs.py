@@ -11,9 +11,8 @@ from weclip.data import viz
 from weclip.method.config import preset
 from weclip.method.classes import ClassSet
 from weclip.world.scenes import draw_scene
-from weclip.engine.infer import predict, predict_stream
 from weclip.use.outputs import FORMATS, coco_annotations, geojson, polygons, writer
-from weclip.use.segmentation import Segmentation, cached_model, read_ahead, segment, segment_stream
+from weclip.use.segmentation import Segmentation, cached_model, predict, predict_many, read_ahead
 from weclip.cli import main
 
 class Toy(torch.nn.Module):
@@ -138,7 +137,7 @@ def test_unreadable_files_are_skipped_and_told(photos, everything, capsys):
 @pytest.mark.parametrize("stem", SIZES)
 def test_masks_are_upright_and_of_the_pictures_size(photos, everything, stem):
     out, file = everything[0], next(photos.glob(f"{stem}.*"))
-    seg = segment(file, cached_model(), crf=False)
+    seg = predict(file, cached_model(), crf=False)
     mask, sure = (np.asarray(Image.open(out/d/f"{stem}.png")) for d in ("", "confidence"))
     assert mask.shape == sure.shape == seg.shape == SIZES[stem] and sure.dtype == np.uint8
     assert (mask != seg.ids).mean() < 1e-3 and np.abs(sure - 255*seg.confidence).max() < .51  # batches of 3 against one by one
@@ -193,16 +192,16 @@ def test_batches_by_shape_equal_one_by_one():
     model = cached_model(device="cpu")
     samples = [(i, draw_scene(i, size).img) for i, size in enumerate([(128, 144), (144, 128), (128, 144), (128, 144), (144, 128)])]
     calls, real = [], model.logits
-    one = list(predict_stream(model, samples, crf=False, logits=True))
+    one = list(predict_many(samples, model, crf=False))
     try:
         model.logits = lambda img: (calls.append(len(img)), real(img))[1]
-        many = list(predict_stream(model, samples, crf=False, logits=True, batch=5))
+        many = list(predict_many(samples, model, crf=False, batch=5))
     finally: del model.logits
     views = 2 if model.cfg.tta_flip else 1
     assert sorted(calls) == sorted([views*3, views*2]*len(model.cfg.scales))
-    for (k, a, x), (j, b, y) in zip(one, many):
+    for (k, a), (j, b) in zip(one, many):
         assert k == j and (a != b).mean() < 1e-3
-        torch.testing.assert_close(x, y, atol=1e-4*float(x.abs().max()), rtol=0)
+        torch.testing.assert_close(a.logits, b.logits, atol=1e-4*float(a.logits.abs().max()), rtol=0)
 
 # ---- programs on pictures smaller than a patch; letters of all alphabets
 
@@ -221,7 +220,7 @@ def test_an_onnx_program_takes_a_picture_smaller_than_a_patch(tmp_path):
     for h, w in ((1, 1), (3, 5), (2, 40), (33, 7), (8, 8), (8, 21), (50, 70)):
         photo = rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
         logits, mask = session.run(None, dict(img=photo[None]))
-        want = predict(model, photo, scales=(1.,), flip=False, crf=False)
+        want = predict(photo, model, scales=(1.,), flip=False, crf=False)
         assert logits.shape[2:] == (max(1, h//8), max(1, w//8)) and (mask[0] == want).mean() > .99
     before = _write_onnx(export_program(model), tmp_path/"before.onnx", "{}")  # as it was: nothing is enlarged
     for h, w in ((8, 8), (8, 21), (50, 70)):
@@ -281,7 +280,7 @@ def memory_over(n, out, keep=None):
     samples = ((i, image) for i, (_, image) in enumerate(read_ahead((files[i % 8] for i in range(n)), [])))
     tracemalloc.start()
     with writer(out/"masks", Toy.classes.names, FORMATS, with_confidence=True) as write:
-        for i, seg in segment_stream(Toy(), samples, crf=False, batch=4):
+        for i, seg in predict_many(samples, Toy(), crf=False, batch=4):
             write(f"{i % 8}.png", seg)
             if keep is not None: keep.append(seg)
             if i % 20 == 19:
@@ -312,14 +311,14 @@ def test_reading_ahead_is_bounded(tmp_path):
 # ---- the front door
 
 def test_front_door():
-    assert weclip.predict is segment and weclip.Segmentation is Segmentation and {"predict", "Segmentation"} <= set(dir(weclip))
+    assert weclip.predict is predict and weclip.Segmentation is Segmentation and {"predict", "Segmentation"} <= set(dir(weclip))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"): getattr(weclip, "nothing")  # noqa: B009
     with pytest.raises(ImportError): from weclip import nothing  # noqa: F401
 
 def test_predict_takes_every_kind_of_picture(tmp_path):
     scene = draw_scene(2); Image.fromarray(scene.img).save(tmp_path/"scene.png")
     kinds = [weclip.predict(x, crf=False) for x in (scene.img, Image.fromarray(scene.img), tmp_path/"scene.png", str(tmp_path/"scene.png"))]
-    want = predict(cached_model(), scene.img, crf=False)
+    want = predict(scene.img, cached_model(), crf=False)
     for seg in kinds: assert np.array_equal(seg, want) and np.array_equal(seg.image, scene.img)
     toy = weclip.predict(np.full((9, 30, 3), (200, 0, 0), np.uint8), Toy(), crf=False)
     assert (toy == 1).all() and toy.names == ("background", "red", "blue") and toy.confidence.min() > .9
@@ -375,7 +374,7 @@ def test_what_the_page_shows_of_a_picture(tmp_path):
     (path, tags), *others = examples(tmp_path)
     assert len(others) == 3 and all(Path(p).is_file() and set(t) <= set(model.classes.classes) and t for p, t in others)
     cam, refined, pseudo, key, predicted, names = answer(model, path, tags)
-    image = np.asarray(Image.open(path)); want = segment(image, model)
+    image = np.asarray(Image.open(path)); want = predict(image, model)
     assert cam.shape == refined.shape == image.shape and not np.array_equal(cam, refined)
     assert np.array_equal(predicted, want.overlay()) and not np.array_equal(pseudo, predicted)
     assert all(t in key for t in tags) and "background" in names

@@ -16,7 +16,7 @@ from weclip.method.par import affinity, diffuse, offsets, par, pseudo_labels, up
 from weclip.method.losses import aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, seg_loss_ce, total_loss
 from weclip.method.metrics import confusion, iou, mean_iou, scores
 from weclip.data.pictures import NORMS, crop_pad, preprocess, random_crop
-from weclip.engine.infer import fit_size, multi_scale_logits, predict
+from weclip.engine.infer import fit_size, mask_stream, multi_scale_logits
 
 settings.register_profile("weclip", deadline=None, derandomize=True, database=None, max_examples=50,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -506,7 +506,8 @@ def test_the_mirror_image_takes_part():
 def test_predictions(h, w, long_side, round_to, seed):
     img = ints((h, w, 3), seed, 256).numpy().astype(np.uint8)
     model = Colours(long_side=long_side, round_to=round_to)
-    ids = predict(model, img, crf=False)
+    [(_, masks)] = mask_stream(model, [(0, img)], ("ms",))
+    ids = masks["ms"]
     assert ids.shape == (h, w) and ids.dtype == np.uint8 and ids.max() < 3
     H, W = fit_size((h, w), long_side, round_to, 4)
     assert min(H, W) >= 4 and (round_to == 1 or not (H % round_to or W % round_to)) and (H >= W if h > w else W >= H if w > h else H == W)

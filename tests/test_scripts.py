@@ -7,8 +7,8 @@ from PIL import Image
 
 from weclip.machine import BrokenProcessPool, Processes, parallel_map
 from weclip.world.scenes import draw_scene, write_scenes
-from weclip.engine.infer import predict_stream
-from weclip.use.segmentation import cached_model, segment_stream
+from weclip.engine.infer import mask_stream
+from weclip.use.segmentation import cached_model, predict_many
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,17 +25,17 @@ def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/
 WITHOUT_PROCESSES = """
 import hashlib, torch
 from weclip.data.voc import open_data
-from weclip.engine.infer import evaluate, predict_stream
+from weclip.engine.infer import evaluate, mask_stream
 from weclip.engine.job import demo
 from weclip.world.scenes import write_scenes
-from weclip.use.segmentation import cached_model, segment_stream
+from weclip.use.segmentation import cached_model, predict_many
 print("start")
 root = write_scenes("drawn", train=3, val=2)
 model = cached_model(device="cpu")
 data = open_data(root, "val", model.classes.classes, with_masks=True, norm=model.cfg.norm)
 samples = [(i, data.read(i)[0]) for i in data.ids]
-one = [ids.tobytes() for _, ids in predict_stream(model, samples)]
-two = [seg.ids.tobytes() for _, seg in segment_stream(model, samples)]
+one = [masks["crf"].tobytes() for _, masks in mask_stream(model, samples, ("crf",))]
+two = [seg.ids.tobytes() for _, seg in predict_many(samples, model)]
 print(one == two, hashlib.sha256(b"".join(one)).hexdigest())
 print(sorted(evaluate(model, data, progress=False)))
 few = dict(iters=2, switch=1, warmup=1, d=16, layers=1, heads=2, bs=2)
@@ -43,7 +43,7 @@ print(sorted(demo("run", train=3, val=2, modes=("ms", "crf"), say=lambda _: None
 """
 
 def test_scripts_without_a_main_guard_run(tmp_path):
-    """`predict_stream`, `segment_stream`, `evaluate`, `write_scenes` and `demo` started processes unasked: each of them read the script again and died
+    """`mask_stream`, `predict_many`, `evaluate`, `write_scenes` and `demo` started processes unasked: each of them read the script again and died
     of "An attempt has been made to start a new process before the current process has finished its bootstrapping phase"."""
     import hashlib
     status, out, err = script(tmp_path, WITHOUT_PROCESSES)
@@ -51,12 +51,12 @@ def test_scripts_without_a_main_guard_run(tmp_path):
     start, masks, scores, run = out.splitlines()
     assert (start, scores, run) == ("start", "['crf', 'ms', 'single']", "['crf', 'initial', 'initial+PAR', 'ms', 'pseudo', 'refined']")
     drawn = sorted((tmp_path/"drawn"/"JPEGImages").glob("val*"))
-    ids = predict_stream(cached_model(device="cpu"), [(p, np.asarray(Image.open(p))) for p in drawn], workers=1)
-    assert masks == "True " + hashlib.sha256(b"".join(x.tobytes() for _, x in ids)).hexdigest()  # as with a process: no number changes
+    found = mask_stream(cached_model(device="cpu"), [(p, np.asarray(Image.open(p))) for p in drawn], ("crf",), workers=1)
+    assert masks == "True " + hashlib.sha256(b"".join(masks["crf"].tobytes() for _, masks in found)).hexdigest()  # as with a process: no number changes
 
 ASKED = {
-    "predict_stream": "from weclip.use.segmentation import cached_model\nfrom weclip.engine.infer import predict_stream\nimport numpy as np\n"
-                      "samples = [(k, np.zeros((40, 40, 3), np.uint8)) for k in range(3)]\nprint(len(list(predict_stream(cached_model(device='cpu'), samples, workers=2))))",
+    "predict_many": "from weclip.use.segmentation import cached_model, predict_many\nimport numpy as np\n"
+                    "samples = [(k, np.zeros((40, 40, 3), np.uint8)) for k in range(3)]\nprint(len(list(predict_many(samples, cached_model(device='cpu'), workers=2))))",
     "write_scenes": "from weclip.world.scenes import write_scenes\nprint(write_scenes('drawn', train=40, val=0, workers=2))",
     "drawing": "from weclip.engine.job import demo\nprint(demo('run', train=40, val=2, drawing=None, iters=2))",
 }
@@ -71,7 +71,7 @@ def test_processes_that_cannot_start_are_told_in_a_sentence(tmp_path, what):
     assert not [p for p in tmp_path.iterdir() if p.name not in ("script.py", "cache")] and not list(tmp_path.glob("cache/.*"))
 
 def test_with_the_guard_processes_run(tmp_path):
-    guarded = "\n".join(f"    {line}" for line in ASKED["predict_stream"].splitlines())
+    guarded = "\n".join(f"    {line}" for line in ASKED["predict_many"].splitlines())
     assert script(tmp_path, f"if __name__ == '__main__':\n{guarded}")[:2] == (0, "3\n")
 
 # ---- a process that is killed
@@ -87,10 +87,10 @@ def test_a_killed_crf_worker_costs_no_picture(monkeypatch, caplog):
     monkeypatch.setattr(infer, "crf_pool", lambda n: (pools.append(real(n)), pools[0])[1])
     samples = [(k, draw_scene(k, (64, 80)).img) for k in range(6)]
     model, got = cached_model(device="cpu"), []
-    for k, seg in segment_stream(model, samples, workers=1):
+    for k, seg in predict_many(samples, model, workers=1):
         if k == 1: kill_worker(pools[0])
         got.append(seg.ids)
-    want = [seg.ids for _, seg in segment_stream(model, samples, workers=0)]
+    want = [seg.ids for _, seg in predict_many(samples, model)]
     assert len(got) == 6 and all(np.array_equal(a, b) for a, b in zip(got, want))
     assert [r.message for r in caplog.records if "was killed" in r.message] == [caplog.records[-1].message]  # said once
     assert "computed without processes" in caplog.text

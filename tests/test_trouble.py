@@ -278,7 +278,7 @@ def test_what_the_hub_refuses_is_one_line_and_the_folder_stays(kind, tmp_path, c
 
 @pytest.mark.parametrize("kind", ["offline", "network", "timeout", "401", "name", "500"])
 def test_a_checkpoint_that_the_hub_does_not_give_is_one_line(kind, root, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("weclip.use.hub.hf_hub_download", raising(hub_errors()[kind][0]))
+    monkeypatch.setattr("weclip.use.hub.snapshot_download", raising(hub_errors()[kind][0]))
     assert main(["predict", str(root/"JPEGImages"), "--checkpoint", "hf:user/name", "--out", str(tmp_path), "--device", "cpu"]) == 2
     one_line(capsys.readouterr().err, "user/name: expected a folder, or user/name of a model on the Hugging Face Hub")
 

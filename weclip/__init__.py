@@ -4,12 +4,23 @@ __version__ = "0.2.0"
 import importlib
 
 _FRONT = {  # name -> where it is defined
-    "predict": "use.segmentation.segment", "Segmentation": "use.segmentation.Segmentation", "from_pretrained": "use.hub.from_pretrained",
-    "load_model": "engine.weights.load_model", "load_released": "engine.weights.load_released", "build": "engine.weights.build",
-    "train": "engine.train.train", "evaluate": "engine.infer.evaluate", "dense_crf": "engine.infer.dense_crf",
-    "open_data": "data.voc.open_data", "open_images": "data.own.open_images",
-    "preprocess": "data.pictures.preprocess", "read_image": "data.pictures.read_image", "read_mask": "data.pictures.read_mask",
-    "Config": "method.config.Config", "preset": "method.config.preset", "WeCLIP": "method.model.WeCLIP"}
+    "predict": "use.segmentation.predict",
+    "Segmentation": "use.segmentation.Segmentation",
+    "from_pretrained": "use.hub.from_pretrained",
+    "load_model": "engine.weights.load_model",
+    "load_released": "engine.weights.load_released",
+    "build": "engine.weights.build",
+    "train": "engine.train.train",
+    "evaluate": "engine.infer.evaluate",
+    "dense_crf": "engine.infer.dense_crf",
+    "open_data": "data.voc.open_data",
+    "open_images": "data.own.open_images",
+    "preprocess": "data.pictures.preprocess",
+    "read_image": "data.pictures.read_image",
+    "read_mask": "data.pictures.read_mask",
+    "Config": "method.config.Config",
+    "preset": "method.config.preset",
+    "WeCLIP": "method.model.WeCLIP"}
 __all__ = list(_FRONT)
 
 def __getattr__(name):

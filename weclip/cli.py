@@ -44,7 +44,7 @@ from .use.export import export
 from .use.hub import push_to_hub, read_scores, write_folder
 from .use.inspection import cam_sheets, format_report, inspect_set
 from .use.outputs import FORMATS, output_files, writer
-from .use.segmentation import SHIPPED, SHIPPED_NOTE, open_checkpoint, read_ahead, segment_stream
+from .use.segmentation import SHIPPED, SHIPPED_NOTE, open_checkpoint, predict_many, read_ahead
 from .speed.bench import bench, report
 
 # %% ../nbs/cli.ipynb #5a359b39
@@ -269,7 +269,7 @@ def cmd_predict(a # parsed arguments
     lost = len(failed)  # before any picture was read
     model = open_model(a)
     batch = a.batch or (1 if torch.device(a.device).type == "cpu" else 8)  # forwards are shared where that fills the device
-    masks = segment_stream(model, read_ahead(found, failed), not a.no_crf, a.workers, batch, drop=a.drop)
+    masks = predict_many(read_ahead(found, failed), model, crf=not a.no_crf, drop=a.drop, workers=a.workers, batch=batch)
     with writer(a.out, model.classes.names, a.format, a.confidence) as write:
         for f, seg in tqdm(masks, total=len(found), desc="predict"):
             try: write(found[f], seg)

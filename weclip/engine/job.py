@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'table', 'examples', 'revision', 'about_run', 'evaluated_with', 'first', 'score', 'pack_for_server',
-           'report_progress', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'time_step', 'forecast',
-           'demo']
+           'report_progress', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'forecast', 'demo']
 
 # %% ../../nbs/4_engine/07_job.ipynb #b3633dbc
+from bisect import bisect
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pathlib import Path
 import json, os, platform, shutil, subprocess, time
 import numpy as np, open_clip, torch, weclip
 from ..machine import cache_dir, code_digest, device_name, used_gib, write_json
-from ..method.config import MODES, STAGES, Config, preset, read_mode, run_name, snapshot_file, to_dict
+from ..method.config import MODES, STAGES, TEXTS, Config, preset, read_mode, run_name, snapshot_file, to_dict
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
 from ..data.pictures import save_mask
@@ -27,19 +27,23 @@ from .weights import build, save_model
 from .cache import KeptTokens
 from .train import check_start, run_found, to_device, train, weak_loss
 from .supervised import loss_for
-from .infer import evaluate, predict, predict_stream
+from .infer import evaluate, mask_stream, seconds_each
 from .pseudo import preview, score_stages
 
 # %% ../../nbs/4_engine/07_job.ipynb #9f8e8032
-ROWS = dict(initial="initial CAM (tags given)", refined="refined CAM (tags given)", pseudo="pseudo label: refined CAM + PAR (tags given)",
-            single="prediction", ms="prediction, scales + flip", crf="prediction, scales + flip + DenseCRF")
+ROWS = {k: f"{TEXTS[k]} (tags given)" for k in ("initial", "refined", "pseudo")}
+ROWS |= {mode: f"prediction, {TEXTS[mode]}" for mode in MODES}
 
 def table(miou:dict # row -> mIoU, a fraction; missing rows are left out
     )->str:         # a line per row
     "The job's table in percent."
     width = max(map(len, ROWS.values()))
-    def percent(x): return f"{'-':>6}" if x is None or x != x else f"{100*x:6.1f}"  # null in a file, NaN here: nothing to score
-    return "\n".join([f"{'':{width}}  mIoU %", *(f"{label:{width}}  {percent(miou[k])}" for k, label in ROWS.items() if k in miou)])
+    lines = [f"{'':{width}}  mIoU %"]
+    lines += [f"{label:{width}}  {_percent(miou[row])}" for row, label in ROWS.items() if row in miou]
+    return "\n".join(lines)
+
+def _percent(x)->str: # null in a file, NaN here: nothing to score
+    return f"{'-':>6}" if x is None or x != x else f"{100*x:6.1f}"
 
 # %% ../../nbs/4_engine/07_job.ipynb #4e2607a7
 def examples(model:WeCLIP, # trained
@@ -50,14 +54,18 @@ def examples(model:WeCLIP, # trained
              side=160      # of a picture on the sheet, pixels
     )->None:
     "A sheet of `n` pictures evenly spaced through a set."
-    palette, columns = model.classes.palette(), {k: [] for k in ("picture", "initial CAM", "refined CAM", "pseudo label", "prediction", "truth")}
-    for i in [data.ids[k] for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int)]:
+    palette = model.classes.palette()
+    titles = "picture", "initial CAM", "refined CAM", "pseudo label", "prediction", "truth"
+    columns = {title: [] for title in titles}
+    for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int):
+        i = data.ids[k]
         image, mask = data.read(i)
         out, maps = preview(model, image, data.tags[i], dynamic)
-        cams = [heat(upsample_cam(c, image.shape[:2]).amax(0), image) for c in (out.cam, out.cam_ref)]  # all tags in one map
-        masks = [colour_mask(x, palette) for x in (maps["pseudo"], predict(model, image, crf=False), mask)]
-        cells = image, *cams, *masks
-        for column, cell in zip(columns.values(), cells): column.append(cell)
+        [(_, predicted)] = mask_stream(model, [(i, image)], ("ms",))
+        cams = [heat(upsample_cam(c, image.shape[:2]).amax(0), image) for c in (out.cam, out.cam_ref)]  # all tags
+        masks = [colour_mask(x, palette) for x in (maps["pseudo"], predicted["ms"], mask)]
+        for column, cell in zip(columns.values(), (image, *cams, *masks)):
+            column.append(cell)
     save_sheet(path, columns, cell=side)
 
 def revision(
@@ -65,18 +73,24 @@ def revision(
     "Git's name of the code in use, marked where it was changed since."
     clone = Path(weclip.__file__).parents[1]
     if not (clone/".git").exists(): return None
-    try: return subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 def about_run(cfg:Config,    # settings of the run
               minutes:float, # that it took
               device         # that it ran on
     )->dict:                 # JSON types
     "What produced a result: settings, code, versions, machine."
-    machine = device_name(device) if torch.device(device).type == "cuda" else platform.processor() or platform.machine()
-    return dict(run=run_name(cfg), config=to_dict(cfg), seed=cfg.seed, code=code_digest(), revision=revision(), minutes=round(minutes, 2), device=str(device),
-                machine=machine, threads=torch.get_num_threads(), python=platform.python_version(),
-                torch=torch.__version__, open_clip=open_clip.__version__, weclip=weclip.__version__)
+    is_cuda = torch.device(device).type == "cuda"
+    machine = device_name(device) if is_cuda else platform.processor() or platform.machine()
+    return dict(run=run_name(cfg), config=to_dict(cfg), seed=cfg.seed, code=code_digest(), revision=revision(),
+                minutes=round(minutes, 2), device=str(device), machine=machine, threads=torch.get_num_threads(),
+                python=platform.python_version(), torch=torch.__version__,
+                open_clip=open_clip.__version__, weclip=weclip.__version__)
 
 # %% ../../nbs/4_engine/07_job.ipynb #baac9210
 @contextmanager
@@ -84,40 +98,61 @@ def evaluated_with(model:WeCLIP, # its settings are changed inside the block
                    settings:dict # fields of `Config` that only evaluation reads
     ):
     "Other evaluation settings for a while."
-    was = model.cfg
-    model.cfg = replace(was, **settings)
-    try: yield model
-    finally: model.cfg = was
+    before = model.cfg
+    model.cfg = replace(before, **settings)
+    try:
+        yield model
+    finally:
+        model.cfg = before
 
 def first(data:SegData, # any set
           n:int         # pictures at most; 0: all
     )->SegData:
     "The first pictures of a set."
     if not n: return data
-    some = copy(data); some.ids = data.ids[:n]; some.images = {i: data.images[i] for i in some.ids}
+    some = copy(data)
+    some.ids = data.ids[:n]
+    some.images = {i: data.images[i] for i in some.ids}
     return some
+
+def _open(model:WeCLIP, root, split, limit:int=0, tags_from=None, with_masks=True)->SegData:
+    "Pictures of a split, whole and not cropped, as they are scored."
+    c = model.classes
+    data = open_data(root, split, c.classes, tags_from, with_masks=with_masks, norm=model.cfg.norm, palette=c.palette())
+    return first(data, limit)
+
+def _passes(modes)->list: # (settings, {mode: name}) each
+    "Predictions grouped by the evaluation settings they share: each group comes from one pass."
+    groups = {}
+    for name in modes:
+        mode, settings = read_mode(name)
+        _, named = groups.setdefault(json.dumps(settings), (settings, {}))
+        named[mode] = name
+    return list(groups.values())
 
 def score(model:WeCLIP, # trained
           root,         # VOC2012 folder
           split,        # name of a list of pictures with masks
-          modes,        # of `MODES`, of `STAGES`, or as `tables.read_mode` takes them
+          modes,        # of `MODES`, of `STAGES`, or as `config.read_mode` takes them
           out=None,     # folder for the predicted masks; None: not written
           workers=0,    # processes for DenseCRF; 0: none
           limit=0,      # pictures at most; 0: all
           cache=None    # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
     )->dict:            # mode -> scores, as `metrics.scores`
     "All scores wanted on a split."
-    def pictures(tags_from):
-        return first(open_data(root, split, model.classes.classes, tags_from, with_masks=True, norm=model.cfg.norm, palette=model.classes.palette()), limit)
-    stages, groups, scores = [m for m in modes if m in STAGES], {}, {}
-    for m in modes:
-        if m not in stages: mode, settings = read_mode(m); groups.setdefault(json.dumps(settings), (settings, {}))[1][mode] = m
-    if stages: scores |= score_stages(model, pictures("auto"), model.cfg.iters > model.cfg.switch, stages=stages)
-    for settings, named in groups.values():
-        seen = KeptTokens(cache, model) if cache and not settings else model
-        with evaluated_with(model, settings): found = evaluate(seen, pictures(None), workers=workers, out=None if settings else out, modes=tuple(named))
-        scores |= {named[k]: s for k, s in found.items()}
-    return {m: scores[m] for m in modes}
+    found = {}
+    stages = [m for m in modes if m in STAGES]
+    if stages:
+        data = _open(model, root, split, limit, tags_from="auto")
+        found |= score_stages(model, data, model.cfg.iters > model.cfg.switch, stages=stages)
+    for settings, named in _passes(m for m in modes if m not in stages):
+        data = _open(model, root, split, limit)
+        cached = KeptTokens(cache, model) if cache and not settings else model
+        folder = None if settings else out
+        with evaluated_with(model, settings):
+            by_mode = evaluate(cached, data, workers=workers, out=folder, modes=tuple(named))
+        found |= {named[mode]: s for mode, s in by_mode.items()}
+    return {m: found[m] for m in modes}
 
 # %% ../../nbs/4_engine/07_job.ipynb #67c2d0f3
 def pack_for_server(model:WeCLIP, # trained
@@ -129,8 +164,9 @@ def pack_for_server(model:WeCLIP, # trained
     "Predict a split and pack it as the VOC server takes it."
     folder = Path(path).with_suffix("")
     pictures = ((i, data.read(i)[0]) for i in data.ids)
-    for i, ids in predict_stream(model, pictures, crf, workers, drop=0):
-        save_mask(folder/f"{i}.png", ids)
+    mode = "crf" if crf else "ms"
+    for i, found in mask_stream(model, pictures, (mode,), workers, drop=0):
+        save_mask(folder/f"{i}.png", found[mode])
     pack_masks(folder, path, {i: data.images[i] for i in data.ids}, progress=False)
 
 # %% ../../nbs/4_engine/07_job.ipynb #50dbbb32
@@ -140,8 +176,17 @@ def report_progress(out,          # folder of the run
                     total=0,      # likewise
                     **seen        # train_seconds, peak_gib
     )->None:
-    "Say how far a run is, all or nothing."
-    write_json(Path(out)/"progress.json", dict(run=Path(out).name, stage=stage, done=done, total=total, time=time.time(), pid=os.getpid(), **seen))
+    "Write how far a run is, all or nothing."
+    facts = dict(run=Path(out).name, stage=stage, done=done, total=total, time=time.time(), pid=os.getpid())
+    write_json(Path(out)/"progress.json", {**facts, **seen})
+
+def _spent(out)->dict: # train_seconds, peak_gib; 0 where nothing is known
+    "What a stopped run had spent."
+    try:
+        before = json.loads((Path(out)/"progress.json").read_text())
+    except (OSError, ValueError):
+        before = {}
+    return {k: before.get(k) or 0. for k in ("train_seconds", "peak_gib")}
 
 def watch(loss,           # as `train` takes it
           model:WeCLIP,   # that is trained
@@ -150,21 +195,25 @@ def watch(loss,           # as `train` takes it
           snapshots=(),   # iterations after which the model is kept
           resume=False,   # add to what the stopped run had spent
           every=10        # iterations between reports
-    )->tuple:             # (loss, on_step, seen): the first two for `train`, the last is filled: train_seconds, peak_gib
+    )->tuple:             # (loss, on_step, seen): two for `train`; `seen` will hold train_seconds and peak_gib
     "Time and memory of a training, reports and snapshots of it."
-    try: before = json.loads((Path(out)/"progress.json").read_text()) if resume else {}
-    except (OSError, ValueError): before = {}
-    device, seen, start = next(model.parameters()).device, {k: before.get(k) or 0. for k in ("train_seconds", "peak_gib")}, []
-    spent = seen["train_seconds"]
+    device = next(model.parameters()).device
+    seen = _spent(out) if resume else dict(train_seconds=0., peak_gib=0.)
+    before = seen["train_seconds"]
+    start = []
     def watched(*args, **kw):
-        if not start: start.append(time.time())
+        if not start:
+            start.append(time.time())
         result = loss(*args, **kw)
         seen["peak_gib"] = max(seen["peak_gib"], used_gib(device))
         return result
     def on_step(i, _):
-        seen["train_seconds"] = spent + time.time() - start[0]
-        if i + 1 in snapshots: save_model(Path(out)/snapshot_file(i + 1), model, backbone)
-        if (i + 1) % every == 0 or i + 1 == model.cfg.iters: report_progress(out, "training", i + 1, model.cfg.iters, **seen)
+        done = i + 1
+        seen["train_seconds"] = before + time.time() - start[0]
+        if done in snapshots:
+            save_model(Path(out)/snapshot_file(done), model, backbone)
+        if done % every == 0 or done == model.cfg.iters:
+            report_progress(out, "training", done, model.cfg.iters, **seen)
     return watched, on_step, seen
 
 # %% ../../nbs/4_engine/07_job.ipynb #4ac44c74
@@ -173,7 +222,7 @@ def open_training(model:WeCLIP,    # its settings and classes are read
                   split,           # name of a list of pictures
                   tags_from="auto" # where tags are read, as `open_data` takes it; not used if supervised
     )->SegData:                    # random crops
-    "The training set as the model's settings want it: with tags, or with masks if supervised; every file is decoded once."
+    "The training set as the model's settings want it, every file decoded once: with tags, or masks if supervised."
     c = model.cfg
     data = open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
                      crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm, palette=model.classes.palette())
@@ -185,7 +234,8 @@ def check_set(data:SegData # pictures, perhaps with masks
     "Refuse a set with files that cannot be read, or masks without an object, before hours are spent on it."
     if int(os.environ.get("RANK", 0)): return  # of several processes, one looks
     check_files(data)
-    if data.masks is not None: check_objects(data)
+    if data.masks is not None:
+        check_objects(data)
 
 def run_job(model:WeCLIP,            # its decoder is trained in place
             root,                    # VOC2012 folder
@@ -206,41 +256,65 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
             **facts                  # to note in the results
     )->dict:                         # row -> mIoU on `val_split`, as in `ROWS`
     "Train, score, and write everything the run leaves behind."
-    cfg, out, start = model.cfg, Path(out), time.time()
+    cfg = model.cfg
+    out = Path(out)
+    start = time.time()
     check_start(out, resume)  # before anything is written into it
-    if scores is None: scores = [(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
-    if resume and run_found(out) == (cfg.iters, cfg.iters): say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
+    if scores is None:
+        scores = [(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
+    if resume and run_found(out) == (cfg.iters, cfg.iters):
+        say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split), limit)
     for split in {s for s, _ in scores} - set(blind):  # what is scored after the training is looked at before it
-        check_set(first(open_data(root, split, model.classes.classes, None, with_masks=True, palette=model.classes.palette()), limit))
-    say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; {model.n_learnable()/1e6:.2f} M learnable parameters")
+        check_set(_open(model, root, split, limit))
+    learnable = f"{model.n_learnable()/1e6:.2f} M learnable parameters"
+    say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; {learnable}")
     loss, on_step, seen = watch(loss_for(cfg), model, out, backbone, snapshots, resume)
     report_progress(out, "features", **seen)
     train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step)
     save_model(out/"model.safetensors", model, backbone)
     found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
-    val = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
+    val = _open(model, root, val_split, limit, with_masks=False)
     if sheet and not cfg.supervised:
-        examples(model, open_data(root, val_split, model.classes.classes, with_masks=True, norm=cfg.norm, palette=model.classes.palette()), out/"examples.png", sheet, cfg.iters > cfg.switch)
-    miou, iou = ({k: s[name] for k, s in val.items()} for name in ("miou", "iou"))
-    n_val = len(first(open_data(root, val_split, model.classes.classes, None), limit))
-    results = dict(**about_run(cfg, (time.time() - start)/60, next(model.parameters()).device), **facts, train_minutes=round(seen["train_seconds"]/60, 3),
-                   peak_gib=round(seen["peak_gib"], 3), n_learnable=model.n_learnable(), backbone=Path(str(backbone)).name, n_train=len(data), n_val=n_val, blind=list(blind), scores=found,
-                   miou=miou, iou=iou)
-    write_json(out/"results.json", results); report_progress(out, "done", cfg.iters, cfg.iters, **seen)
-    say(table(miou)); say(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
+        labelled = _open(model, root, val_split, tags_from="auto")
+        examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
+    facts |= dict(_facts(model, seen, backbone), n_train=len(data), n_val=len(val), blind=list(blind), scores=found)
+    val_scores = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
+    miou = _write_results(model, out, start, facts, val_scores, seen)
+    say(table(miou))
+    files = sorted(p.name for p in out.iterdir() if p.name[0] != ".")
+    say(f"written to {out}: {', '.join(files)}")
+    return miou
+
+def _facts(model:WeCLIP, seen:dict, backbone)->dict:
+    "What the training cost, as Table 3 counts, and what was trained."
+    return dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
+                n_learnable=model.n_learnable(), backbone=Path(str(backbone)).name)
+
+def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, val_scores:dict, seen:dict)->dict: # row -> mIoU
+    "`results.json`, and the last report of progress."
+    miou, iou = ({mode: s[name] for mode, s in val_scores.items()} for name in ("miou", "iou"))
+    about = about_run(model.cfg, (time.time() - start)/60, next(model.parameters()).device)
+    write_json(out/"results.json", dict(**about, **facts, miou=miou, iou=iou))
+    report_progress(out, "done", model.cfg.iters, model.cfg.iters, **seen)
     return miou
 
 def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->dict: # "split/mode" -> scores
     "Splits in turn; those without masks are packed."
-    found, iters = {}, model.cfg.iters
+    found = {}
+    iters = model.cfg.iters
     for split in dict.fromkeys(s for s, _ in scores):
         modes = [m for s, m in scores if s == split]
-        say(f"scoring {split}: {', '.join(modes)}"); report_progress(out, f"scoring {split}", iters, iters, **seen)
-        if split not in blind: found |= {f"{split}/{m}": s for m, s in score(model, root, split, modes, out/"masks", workers, limit, cache).items()}; continue
-        data = first(open_data(root, split, model.classes.classes, tags_from=None, norm=model.cfg.norm), limit)
-        for m in modes: pack_for_server(model, data, out/f"voc-{split}-{m}.tgz", m == "crf", workers)
+        say(f"scoring {split}: {', '.join(modes)}")
+        report_progress(out, f"scoring {split}", iters, iters, **seen)
+        if split in blind:
+            data = _open(model, root, split, limit, with_masks=False)
+            for m in modes:
+                pack_for_server(model, data, out/f"voc-{split}-{m}.tgz", m == "crf", workers)
+        else:
+            by_mode = score(model, root, split, modes, out/"masks", workers, limit, cache)
+            found |= {f"{split}/{m}": s for m, s in by_mode.items()}
     return found
 
 # %% ../../nbs/4_engine/07_job.ipynb #94ae32c7
@@ -248,34 +322,30 @@ def duration(seconds:float # in all
     )->str:
     "A duration in words, to two digits."
     if seconds < 60: return "less than a minute"
-    n, unit = (seconds/60, "minutes") if seconds < 5400 else (seconds/3600, "hours") if seconds < 48*3600 else (seconds/86400, "days")
+    units = ("minutes", 60), ("hours", 3600), ("days", 86400)
+    unit, size = units[bisect([90*60, 48*3600], seconds)]  # hours from 90 minutes on, days from 48 hours on
+    n = seconds/size
     return f"about {n:.0f} {unit}" if n >= 10 else f"about {n:.1f} {unit}"
 
-def time_step(model:WeCLIP,   # not changed
-              data:SegData,   # as the training reads it
-              loss=weak_loss, # as in `train`
-              n=2             # steps to time, after one that is not
-    )->float:                 # seconds
-    "Mean time of a training step, without a step of the optimiser."
-    cfg, device, times = model.cfg, next(model.decoder.parameters()).device, []
-    feed = batches(data, cfg.bs, cfg.seed, views=cfg.views)
-    model.train()
-    for k in range(n + 1):
-        start = time.perf_counter()
-        loss(model, to_device(next(feed), device), dynamic=bool(k % 2))[0].total.backward()
-        if device.type == "cuda": torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    model.zero_grad(set_to_none=True); model.eval()
-    return sum(times[1:])/n
-
-def forecast(model:WeCLIP,  # its settings are read
+def forecast(model:WeCLIP,  # its settings are read, its weights not changed
              data:SegData,  # as the training reads it
              loss=weak_loss # as in `train`
     )->str:
     "One line: how much there is to do, and how long that takes here."
-    s, c, where = time_step(model, data, loss), model.cfg, next(model.parameters()).device
-    work = f"{c.iters} iterations of {c.bs} crops of {c.crop} pixels, {c.iters*c.bs/len(data):.0f} visits to each picture"
-    return f"{work}: {duration(s*c.iters)} ({s:.2f} s each on {where})"
+    cfg = model.cfg
+    device = next(model.decoder.parameters()).device
+    feed = batches(data, cfg.bs, cfg.seed, views=cfg.views)
+    def step(k):
+        loss(model, to_device(next(feed), device), dynamic=bool(k % 2))[0].total.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    model.train()
+    seconds = seconds_each(step, range(3))
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    visits = cfg.iters*cfg.bs/len(data)
+    work = f"{cfg.iters} iterations of {cfg.bs} crops of {cfg.crop} pixels, {visits:.0f} visits to each picture"
+    return f"{work}: {duration(seconds*cfg.iters)} ({seconds:.2f} s each on {device})"
 
 # %% ../../nbs/4_engine/07_job.ipynb #6b8d0f75
 def demo(out="runs/demo", # folder of the run
@@ -293,12 +363,17 @@ def demo(out="runs/demo", # folder of the run
          **settings       # single fields of `Config`
     )->dict:              # row -> mIoU, as in `ROWS`
     "Train and score WeCLIP on the built-in scenes."
-    cfg, out = preset("scenes", seed=seed, iters=iters, switch=switch, **settings), Path(out)
-    if resume: check_start(out, resume)
+    cfg = preset("scenes", seed=seed, iters=iters, switch=switch, **settings)
+    out = Path(out)
+    if resume:
+        check_start(out, resume)
     root = write_scenes(cache_dir()/f"scenes-{train}-{val}", train=train, val=val, workers=drawing)
-    for old in () if resume else (out/"checkpoint.pt", out/"tensorboard", out/"masks"):
-        if old.is_dir(): shutil.rmtree(old)
-        else: old.unlink(missing_ok=True)
+    if not resume:
+        (out/"checkpoint.pt").unlink(missing_ok=True)
+        for folder in (out/"tensorboard", out/"masks"):
+            if folder.exists():
+                shutil.rmtree(folder)
     model = build("tiny", cfg).to(device)
-    say(f"scenes in {root}; tiny CLIP with {sum(p.numel() for p in model.clip.parameters())/1e6:.2f} M frozen parameters")
+    n_frozen = sum(p.numel() for p in model.clip.parameters())
+    say(f"scenes in {root}; tiny CLIP with {n_frozen/1e6:.2f} M frozen parameters")
     return run_job(model, root, out, modes=modes, resume=resume, workers=workers, say=say)

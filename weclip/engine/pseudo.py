@@ -17,16 +17,21 @@ from ..data.voc import SegData, check_objects
 from .infer import network_input
 
 # %% ../../nbs/4_engine/06_pseudo.ipynb #e9d45f36
-def label_maps(model:WeCLIP, out:Output, # forward with tags of these pictures
-               img:Tensor,               # normalised pictures that PAR follows, (B, 3, H', W')
-               size:tuple,               # (H, W) of the label maps, pixels
-               stages=STAGES             # those wanted
-    )->dict:                             # stage -> (B, H, W) long, 0 background
+def label_maps(model:WeCLIP,  # whose settings PAR follows
+               out:Output,    # forward with tags of these pictures
+               img:Tensor,    # normalised pictures that PAR follows, (B, 3, H', W')
+               size:tuple,    # (H, W) of the label maps, pixels
+               stages=STAGES  # those wanted
+    )->dict:                  # stage -> (B, H, W) long, 0 background
     "Label maps of stages behind one forward, §3.3."
-    c = model.cfg
-    def labels(cam, iters): return pseudo_labels(cam, img, out.img_idx, out.tag_idx, tuple(size), c.par_scale if iters else 1, iters, c.par_dilations)
-    makes = {"initial": (out.cam, 0), "initial+PAR": (out.cam, c.par_iters), "refined": (out.cam_ref, 0), "pseudo": (out.cam_ref, c.par_iters)}
-    return {k: labels(*makes[k]) for k in stages}
+    cfg = model.cfg
+    cams = {"initial": out.cam, "initial+PAR": out.cam, "refined": out.cam_ref, "pseudo": out.cam_ref}
+    maps = {}
+    for stage in stages:
+        has_par = stage in ("initial+PAR", "pseudo")
+        par = (cfg.par_scale, cfg.par_iters, cfg.par_dilations) if has_par else (1, 0, cfg.par_dilations)
+        maps[stage] = pseudo_labels(cams[stage], img, out.img_idx, out.tag_idx, tuple(size), *par)
+    return maps
 
 @torch.no_grad()
 def preview(model:WeCLIP,       # trained or not
@@ -39,7 +44,7 @@ def preview(model:WeCLIP,       # trained or not
     img = network_input(model, image)
     out = model.eval()(img, [tags], dynamic)
     maps = label_maps(model, out, img, image.shape[:2], stages)
-    return out, {k: v[0] for k, v in maps.items()}
+    return out, {stage: m[0] for stage, m in maps.items()}
 
 def score_stages(model:WeCLIP,         # trained or not
                  data:SegData,         # with tags and masks
@@ -51,9 +56,10 @@ def score_stages(model:WeCLIP,         # trained or not
     if data.masks is None: raise ValueError("data: expected a set with masks, open it with `with_masks=True`")
     check_objects(data)
     n = model.classes.n_classes
-    conf = {k: torch.zeros(n, n, dtype=torch.long) for k in stages}
+    counts = {stage: torch.zeros(n, n, dtype=torch.long) for stage in stages}
     for i in tqdm(data.ids, desc="pseudo labels", disable=not progress, leave=False):
         image, mask = data.read(i)
-        for k, lbl in preview(model, image, data.tags[i], dynamic, stages)[1].items():
-            conf[k] += confusion(lbl.cpu(), torch.from_numpy(mask).long(), n)
-    return {k: scores(c, model.classes.names) for k, c in conf.items()}
+        _, maps = preview(model, image, data.tags[i], dynamic, stages)
+        for stage, lbl in maps.items():
+            counts[stage] += confusion(lbl.cpu(), torch.from_numpy(mask).long(), n)
+    return {stage: scores(c, model.classes.names) for stage, c in counts.items()}

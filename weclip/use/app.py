@@ -20,7 +20,7 @@ from ..data.pictures import read_image
 from ..data.viz import heat
 from ..world.scenes import draw_scene
 from ..engine.pseudo import preview
-from .segmentation import Segmentation, html_legend, segment, thumb
+from .segmentation import Segmentation, html_legend, predict, thumb
 
 # %% ../../nbs/5_use/05_app.ipynb #7a7da92f
 class Stages(NamedTuple):
@@ -28,15 +28,15 @@ class Stages(NamedTuple):
     initial: np.ndarray       # M_init of all tags over the picture, (H, W, 3) uint8
     refined: np.ndarray       # M_f likewise
     pseudo: Segmentation      # what training would learn from
-    prediction: Segmentation  # what the trained decoder says, without tags
+    prediction: Segmentation  # of the trained decoder, without tags
 
-def stages(model:WeCLIP,    # trained
+def stages(model:WeCLIP,     # trained
            image:np.ndarray, # picture, (H, W, 3) uint8
            tags=(),          # names of classes in it
            crf:bool=True,    # sharpen the prediction with DenseCRF
     )->Stages:
     "What each step makes of one picture."
-    prediction = segment(image, model, crf)
+    prediction = predict(image, model, crf=crf)
     if not tags: return Stages(None, None, None, prediction)
     out, maps = preview(model, image, list(model.classes.tags(tags)), dynamic=True)
     initial, refined = (heat(upsample_cam(cam, image.shape[:2]).amax(0), image) for cam in (out.cam, out.cam_ref))
@@ -47,13 +47,16 @@ def stages(model:WeCLIP,    # trained
 SIDE = 1024               # pixels of the longer side that the page computes with
 EXAMPLES = (87, 3, 2, 9)  # seeds of scenes
 _ABOUT = """# WeCLIP
-Drop a picture and name what is in it. The tags are all that training would know: the *initial CAM* is where a frozen CLIP sees them,
-the *refined CAM* follows CLIP's attention and the decoder's affinity, the *pseudo label* is what training learns from. The *prediction* needs no tags."""
+Drop a picture and name what is in it. The tags are all that training would know:
+the *initial CAM* is where a frozen CLIP sees them, the *refined CAM* follows CLIP's attention and the decoder's
+affinity, the *pseudo label* is what training learns from. The *prediction* needs no tags."""
 
 def _gradio():
     "Gradio, or the way to it."
-    try: import gradio
-    except ImportError as e: raise ImportError("the page needs Gradio: `pip install 'gradio>=6,<7'`") from e
+    try:
+        import gradio
+    except ImportError as e:
+        raise ImportError("the page needs Gradio: `pip install 'gradio>=6,<7'`") from e
     return gradio
 
 def _drawn(seg)->tuple: # (mask over its picture, legend)
@@ -62,7 +65,7 @@ def _drawn(seg)->tuple: # (mask over its picture, legend)
 def answer(model:WeCLIP, # trained
            path,         # picture file
            tags=()       # names of classes in it
-    )->tuple:            # (initial CAM, refined CAM, pseudo label, its legend, prediction, its legend), pictures and HTML
+    )->tuple:            # initial and refined CAM, then picture and legend (HTML) of pseudo label and of prediction
     "What the page shows for a picture."
     s = stages(model, np.asarray(thumb(read_image(path), side=SIDE)), tags or ())
     return s.initial, s.refined, *_drawn(s.pseudo), *_drawn(s.prediction)
@@ -70,10 +73,13 @@ def answer(model:WeCLIP, # trained
 def examples(folder=None # where pictures are kept; None: in the user's cache folder
     )->list:             # [file, tags] each
     "Drawn scenes to begin with."
-    folder, rows = Path(folder or cache_dir()/"app"), []
+    folder = Path(folder or cache_dir()/"app")
+    rows = []
     for seed in EXAMPLES:
-        scene, path = draw_scene(seed), folder/f"scene{seed}.png"
-        with whole_file(path) as part: Image.fromarray(scene.img).save(part)
+        scene = draw_scene(seed)
+        path = folder/f"scene{seed}.png"
+        with whole_file(path) as part:
+            Image.fromarray(scene.img).save(part)
         rows.append([str(path), sorted({name for name, _ in scene.objects})])
     return rows
 
@@ -82,32 +88,40 @@ def page(model:WeCLIP # trained
     ):                # gradio.Blocks
     "The page, not yet opened."
     gr = _gradio()
+    names = list(model.classes.classes)
     def run(path, tags):
         if not path: raise gr.Error("Drop a picture first.")
-        try: return [_enlarged(x) if isinstance(x, np.ndarray) else x for x in answer(model, path, tags)]
-        except (ValueError, ImportError) as e: raise gr.Error(str(e)) from e
+        try:
+            shown = answer(model, path, tags)
+        except (ValueError, ImportError) as e:
+            raise gr.Error(str(e)) from e
+        return [_enlarged(x) if isinstance(x, np.ndarray) else x for x in shown]
     with gr.Blocks(title="WeCLIP", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture", height=300)  # the file itself
-                tags = gr.Dropdown(list(model.classes.classes), multiselect=True, value=[], label="tags")
+                image = gr.Image(type="filepath", image_mode=None,  # the file itself
+                    sources=["upload", "clipboard"], label="picture", height=300)
+                tags = gr.Dropdown(names, multiselect=True, value=[], label="tags")
                 button = gr.Button("Segment", variant="primary")
             cams = [_picture(gr, f"{name} CAM") for name in ("initial", "refined")]
-        with gr.Row(): masks = [_shown(gr, name) for name in ("pseudo label", "prediction")]
-        if set(model.classes.classes) >= set(SCENES.classes): gr.Examples(examples(), [image, tags])
+        with gr.Row():
+            masks = [_shown(gr, name) for name in ("pseudo label", "prediction")]
+        if set(names) >= set(SCENES.classes):
+            gr.Examples(examples(), [image, tags])
         button.click(run, [image, tags], [*cams, *masks[0], *masks[1]], api_name="segment")
     return blocks
 
 def _picture(gr, name): return gr.Image(label=name, height=300, interactive=False, buttons=["download", "fullscreen"])
 
 def _shown(gr, name)->tuple: # (picture, legend), one above the other
-    with gr.Column(): return _picture(gr, name), gr.HTML()
+    with gr.Column():
+        return _picture(gr, name), gr.HTML()
 
 def _enlarged(a:np.ndarray)->np.ndarray:
     "A small picture large enough to fill its frame, which shrinks but does not enlarge."
-    k = max(1, 600//max(a.shape[:2]))
-    return a.repeat(k, 0).repeat(k, 1)
+    times = max(1, 600//max(a.shape[:2]))
+    return a.repeat(times, 0).repeat(times, 1)
 
 def serve(model:WeCLIP,         # trained
           host:str="127.0.0.1", # address to listen on; 0.0.0.0 opens it to the network
@@ -116,7 +130,9 @@ def serve(model:WeCLIP,         # trained
     ):                          # gradio.Blocks
     "Open the page."
     blocks = page(model)
+    how = dict(prevent_thread_lock=not wait, show_error=True, share=False, ssr_mode=False, footer_links=[])
     try:
-        blocks.launch(server_name=host, server_port=port, prevent_thread_lock=not wait, show_error=True, share=False, ssr_mode=False, footer_links=[])
-    except OSError as e: raise ValueError(f"{host}:{port}: expected a free port, got none ({e}); name another one") from e
+        blocks.launch(server_name=host, server_port=port, **how)
+    except OSError as e:
+        raise ValueError(f"{host}:{port}: expected a free port, got none ({e}); name another one") from e
     return blocks

@@ -23,31 +23,42 @@ from .hub import portable
 # %% ../../nbs/5_use/03_export.ipynb #67e5f0fc
 class Predictor(nn.Module):
     "From decoded pictures to masks: normalisation, encoder, decoder."
-    cls:Tensor; pos:Tensor  # buffers
+    cls:Tensor
+    pos:Tensor
     def __init__(self, model:WeCLIP,   # its weights are shared, not copied
                  small:bool=False):    # enlarge what is smaller than a patch
         super().__init__()
-        v, self.norm, self.small = model.clip.visual, model.cfg.norm, small
-        self.conv1, self.ln_pre, self.blocks, self.decoder = v.conv1, v.ln_pre, model.clip.blocks[:model.cfg.n_feats], model.decoder
-        pos, g = v.positional_embedding.detach(), isqrt(len(v.positional_embedding) - 1)
-        self.register_buffer("cls", v.class_embedding.detach() + pos[0])
-        self.register_buffer("pos", pos[1:].T.unflatten(1, (1, g, g)).contiguous())                  # (D, 1, g, g)
+        visual = model.clip.visual
+        self.norm = model.cfg.norm
+        self.small = small
+        self.conv1 = visual.conv1
+        self.ln_pre = visual.ln_pre
+        self.blocks = model.clip.blocks[:model.cfg.n_feats]
+        self.decoder = model.decoder
+        pos = visual.positional_embedding.detach()  # (1+g*g, D), the class token's first
+        g = isqrt(len(pos) - 1)
+        self.register_buffer("cls", visual.class_embedding.detach() + pos[0])
+        self.register_buffer("pos", pos[1:].T.unflatten(1, (1, g, g)).contiguous())  # (D, 1, g, g)
 
     def embed(self, img:Tensor # RGB, (B, H, W, 3), uint8
         )->tuple:              # tokens (B, 1+L, D), grid (h, w)
         "As `FrozenCLIP.embed`, without looking at the size."
-        x, p = preprocess(img, self.norm), self.conv1.kernel_size[0]
-        if self.small: x = F.interpolate(x, [torch.sym_max(n, p) for n in x.shape[-2:]], mode="bilinear", align_corners=False)
-        x = self.conv1(x)                                                                       # (B, D, h, w)
+        x = preprocess(img, self.norm)
+        if self.small:
+            least = self.conv1.kernel_size[0]
+            size = [torch.sym_max(n, least) for n in x.shape[-2:]]
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        x = self.conv1(x)                                                               # (B, D, h, w)
         grid = tuple(x.shape[-2:])
-        pos = F.interpolate(self.pos, size=grid, mode="bilinear", align_corners=False)          # (D, 1, h, w)
-        x = x.flatten(2).mT + pos.flatten(1).T
+        pos = F.interpolate(self.pos, size=grid, mode="bilinear", align_corners=False)  # (D, 1, h, w)
+        x = x.flatten(2).mT + pos.flatten(1).T                                          # (B, L, D)
         return self.ln_pre(torch.cat([self.cls.expand(x.shape[0], 1, -1), x], 1)), grid
 
     def forward(self, img:Tensor # RGB, (B, H, W, 3), uint8
         )->tuple:                # logits on the token grid (B, C, h, w), float32; mask (B, H, W), uint8
         "One scale of `predict`."
-        (x, grid), tokens = self.embed(img), []
+        x, grid = self.embed(img)
+        tokens = []
         for block in self.blocks:
             x, _ = block_forward(block, x)
             tokens.append(patches(x))
@@ -62,25 +73,29 @@ def export_program(model:WeCLIP,    # on the device where the program is to run
     if not hasattr(Dim, "DYNAMIC"): raise ImportError(f"export: expected PyTorch 2.6 or newer, got {torch.__version__}")
     p = model.patch
     img = torch.zeros(2, 3*p, 4*p, 3, dtype=torch.uint8, device=model.text_fg.device)
+    free = dict(img={axis: Dim.DYNAMIC for axis in range(3)})  # batch, height, width
     with torch.no_grad():
-        return torch.export.export(Predictor(model, small).eval(), (img,), dynamic_shapes=dict(img={i: Dim.DYNAMIC for i in range(3)}), strict=False)
+        return torch.export.export(Predictor(model, small).eval(), (img,), dynamic_shapes=free, strict=False)
 
 # %% ../../nbs/5_use/03_export.ipynb #ad13ac5f
 @torch.no_grad()
 def compare(run,           # (B, H, W, 3) uint8 tensor -> (logits, mask), the program
             model:WeCLIP,  # what it was made of
             seed:int=0     # of the random pictures
-    )->dict:               # logits: largest difference, relative to the largest logit; pixels: share of the masks that agrees
+    )->dict:               # logits: largest difference, relative to the largest logit; pixels: share that agrees
     "How far a program is from its model on pictures of several sizes."
-    p, g, rng = model.patch, isqrt(len(model.clip.visual.positional_embedding) - 1), torch.Generator().manual_seed(seed)
-    worst = dict(logits=0., pixels=1.)
-    for n, h, w in ((1, g*p, g*p), (1, 2*p, 7*p), (3, 4*p + p//2, 5*p + 1)):
+    p = model.patch
+    side = p*isqrt(len(model.clip.visual.positional_embedding) - 1)  # of CLIP's training
+    rng = torch.Generator().manual_seed(seed)
+    differences = []
+    same = []
+    for n, h, w in ((1, side, side), (1, 2*p, 7*p), (3, 4*p + p//2, 5*p + 1)):
         img = torch.randint(0, 256, (n, h, w, 3), generator=rng, dtype=torch.uint8).to(model.text_fg.device)
-        want, (logits, mask) = model.logits(preprocess(img, model.cfg.norm)), run(img)
-        off = ((logits - want).abs().max()/want.abs().max()).item()
-        same = (mask == upsample(want, (h, w)).argmax(1)).float().mean().item()
-        worst = dict(logits=max(worst["logits"], off), pixels=min(worst["pixels"], same))
-    return worst
+        want = model.logits(preprocess(img, model.cfg.norm))
+        logits, mask = run(img)
+        differences.append(((logits - want).abs().max()/want.abs().max()).item())
+        same.append((mask == upsample(want, (h, w)).argmax(1)).float().mean().item())
+    return dict(logits=max(differences), pixels=min(same))
 
 # %% ../../nbs/5_use/03_export.ipynb #fe3c6526
 def export(model:WeCLIP,   # trained, on the device where the program is to run
@@ -95,7 +110,9 @@ def export(model:WeCLIP,   # trained, on the device where the program is to run
         about = dict(**portable(describe(model)), least_side=1 if small else 2*model.patch)  # of a picture, pixels
         run = WRITERS[path.suffix](export_program(model.eval(), small), part, json.dumps(about))
         off = compare(run, model)
-        if not off["logits"] <= tol: raise ValueError(f"{path}: expected the model's logits within {tol}, got a difference of {off['logits']:.2g}; not written")
+        if not off["logits"] <= tol:
+            found = f"got a difference of {off['logits']:.2g}; not written"
+            raise ValueError(f"{path}: expected the model's logits within {tol}, {found}")
     return off
 
 def _write_pt2(program, path, about:str):
@@ -107,12 +124,18 @@ def _write_pt2(program, path, about:str):
 
 def _write_onnx(program, path, about:str):
     "Convert, save, read back in ONNX Runtime."
-    try: import onnxruntime, onnxscript  # noqa: F401
-    except ImportError as e: raise ImportError(f"ONNX needs more packages ({e}): pip install onnx onnxscript onnxruntime, or write a .pt2") from e
+    try:
+        import onnxruntime, onnxscript  # noqa: F401
+    except ImportError as e:
+        advice = "pip install onnx onnxscript onnxruntime, or write a .pt2"
+        raise ImportError(f"ONNX needs more packages ({e}): {advice}") from e
     onnx = torch.onnx.export(program, dynamo=True, input_names=["img"], output_names=["logits", "mask"], verbose=False)
     onnx.model.metadata_props["weclip"] = about
     onnx.save(path, external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda img: tuple(torch.from_numpy(x).to(img.device) for x in session.run(None, dict(img=img.cpu().numpy())))
+    def run(img):
+        outputs = session.run(None, dict(img=img.cpu().numpy()))
+        return tuple(torch.from_numpy(x).to(img.device) for x in outputs)
+    return run
 
 WRITERS = {".pt2": _write_pt2, ".onnx": _write_onnx}

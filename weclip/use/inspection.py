@@ -27,11 +27,12 @@ from ..engine.infer import network_input
 def clip_view(model:WeCLIP,     # its image tower's size is taken
               image:np.ndarray, # (H, W, 3) uint8
     )->Tensor:                  # (1, 3, H, H), normalised as CLIP was trained, on the CPU
-    "A whole picture on CLIP's own square."
-    return F.interpolate(preprocess(image, "clip")[None], model.clip.visual.image_size, mode="bilinear", antialias=True)
+    "A whole picture, squeezed to the square that CLIP was trained on."
+    size = model.clip.visual.image_size
+    return F.interpolate(preprocess(image, "clip")[None], size, mode="bilinear", antialias=True)
 
 @torch.no_grad()
-def similarity(model:WeCLIP, # its CLIP and sentences are asked
+def similarity(model:WeCLIP, # its CLIP and sentences are used
                views:Tensor  # (B, 3, H, H)
     )->Tensor:               # (B, C-1), on the CPU
     "Cosines with the classes' sentences, less the picture's mean over all sentences."
@@ -46,28 +47,39 @@ class Survey(NamedTuple):
     scores: Tensor    # s_c, (n, C-1)
     unreadable: dict  # ID -> why
 
-def survey(model:WeCLIP,      # its CLIP and sentences are asked
+def survey(model:WeCLIP,      # its CLIP and sentences are used
            images:dict,       # ID -> file
            bs:int=16,         # pictures encoded at a time
            progress:bool=True # show a bar
     )->Survey:
     "Decode every picture once; keep its size and what CLIP makes of it."
-    ids, sizes, views, scores, broken = [], [], [], [], {}
-    def encode(): scores.append(similarity(model, torch.cat(views))); views.clear()
+    sizes = {}
+    broken = {}
+    scores = []
+    views:list = []
     for i, image, why in read_pictures(images, progress):
-        if why: broken[i] = why; continue
-        ids.append(i); sizes.append(image.shape[:2]); views.append(clip_view(model, image))
-        if len(views) == bs: encode()
-    if not ids: raise ValueError(f"expected pictures, none of {len(images)} can be read: {next(iter(broken.values()), 'there is none')}")
-    if views: encode()
-    return Survey(ids, np.array(sizes), torch.cat(scores), broken)
+        if why:
+            broken[i] = why
+        else:
+            sizes[i] = image.shape[:2]
+            views.append(clip_view(model, image))
+        if len(views) == bs:
+            scores.append(similarity(model, torch.cat(views)))
+            views.clear()
+    if not sizes:
+        reason = next(iter(broken.values()), "there is none")
+        raise ValueError(f"expected pictures, none of {len(images)} can be read: {reason}")
+    if views:
+        scores.append(similarity(model, torch.cat(views)))
+    return Survey(list(sizes), np.array(list(sizes.values())), torch.cat(scores), broken)
 
 # %% ../../nbs/5_use/04_inspection.ipynb #b4a72641
 def agreement(scores:Tensor, # higher is more likely, (n, C-1)
               truth:Tensor   # tags, (n, C-1), 0 or 1
     )->tuple:                # AP, chance and agreement of each class, (C-1,); NaN where there is no such thing
     "How far the ranking of each class agrees with its tags."
-    ap, chance = average_precision(scores, truth), truth.float().mean(0)
+    ap = average_precision(scores, truth)
+    chance = truth.float().mean(0)
     return ap, chance, torch.where(chance < 1, (ap - chance)/(1 - chance), torch.nan)
 
 def doubts(scores:Tensor, # (n, C-1)
@@ -76,26 +88,32 @@ def doubts(scores:Tensor, # (n, C-1)
            most:int=3     # pictures of each kind
     )->list:              # per class: lowest [(ID, rank from 1)], the last first; untagged [ID], the first first
     "Tagged pictures that CLIP ranks last, and untagged ones that it ranks before the middle tagged one."
-    rank = scores.argsort(0, descending=True).argsort(0) + 1
+    ranks = scores.argsort(0, descending=True).argsort(0) + 1
     rows = []
-    for r, t in zip(rank.T, truth.T.bool()):
-        lowest = sorted(zip(r[t].tolist(), np.array(ids)[t.numpy()].tolist()), reverse=True)[:most]
-        middle = r[t].median() if t.any() else 0
-        missed = sorted(zip(r[~t & (r < middle)].tolist(), np.array(ids)[(~t & (r < middle)).numpy()].tolist()))[:most]
-        rows.append(dict(lowest=[(i, n) for n, i in lowest], untagged=[i for _, i in missed]))
+    for rank, tagged in zip(ranks.T, truth.T.bool()):
+        middle = rank[tagged].median().item() if tagged.any() else 0
+        places = sorted(zip(rank.tolist(), tagged.tolist(), ids))
+        lowest = [(i, r) for r, is_tagged, i in reversed(places) if is_tagged]
+        untagged = [i for r, is_tagged, i in places if not is_tagged and r < middle]
+        rows.append(dict(lowest=lowest[:most], untagged=untagged[:most]))
     return rows
 
 # %% ../../nbs/5_use/04_inspection.ipynb #09fc7196
-RARE, AGREE, ONE_TEXT = 10, .3, .999  # pictures; agreement; cosine: below (above) which a class is named
+RARE = 10        # pictures: a class with fewer is named
+AGREE = .3       # agreement below which a class is named
+ONE_TEXT = .999  # cosine above which two sentences count as one
 
-def _sizes(sizes, crop:int)->dict: # sides: [least, median, greatest]; how many need padding both ways
+def _sizes(sizes:np.ndarray, crop:int)->dict: # sides: [least, median, greatest]; how many need padding both ways
     "Sides of the pictures, pixels."
-    return {**{k: [int(f(v)) for f in (np.min, np.median, np.max)] for k, v in zip(("height", "width"), sizes.T)},
-            "crop": crop, "smaller_than_crop": int((sizes < crop).all(1).sum())}
+    found:dict = {}
+    for name, sides in zip(("height", "width"), sizes.T):
+        found[name] = [int(f(sides)) for f in (np.min, np.median, np.max)]
+    return dict(found, crop=crop, smaller_than_crop=int((sizes < crop).all(1).sum()))
 
 def _together(truth:Tensor, names)->list: # (class, the one it never is without)
-    both = truth.float().T @ truth.float()  # (C-1, C-1)
-    pairs = ((both == both.diagonal()[:, None]) & (both.diagonal()[:, None] > 1)).fill_diagonal_(False)
+    both = truth.float().T @ truth.float()  # pictures with both tags, (C-1, C-1)
+    alone = both.diagonal()[:, None]        # pictures with the one
+    pairs = ((both == alone) & (alone > 1)).fill_diagonal_(False)
     return [(names[a], names[b]) for a, b in pairs.nonzero().tolist()]
 
 def _one_text(text:Tensor, names)->list: # pairs of classes
@@ -105,19 +123,27 @@ def _worries(r:dict)->list:
     "Sentences about what to look at first."
     lines = [f"{i}: {why}" for i, why in r["unreadable"].items()] + r["said"]
     few = [f"{c['name']} {c['pictures']}" for c in r["classes"] if 0 < c["pictures"] < RARE]
-    if few: lines.append(f"few pictures, fewer than {RARE}: {', '.join(few)}")
+    if few:
+        lines.append(f"few pictures, fewer than {RARE}: {', '.join(few)}")
     for c in r["classes"]:
-        n, name = c["pictures"], c["name"]
-        if n == r["pictures"]: lines.append(f"{name}: every picture has this tag, so its tags cannot be judged")
-        if c["agreement"] is None: continue
-        if c["agreement"] < AGREE:
-            lines.append(f"{name}: CLIP does not find it by {c['prompt']!r} (agreement {c['agreement']:.2f}); try other words, or check the tags")
-            continue  # a ranking that means nothing accuses no picture
-        low = [i for i, rank in c["lowest"] if rank > r["pictures"]/2]
-        if low: lines.append(f"{name}: perhaps wrongly tagged, ranked in the lower half: {', '.join(low)}")
-        if c["untagged"]: lines.append(f"{name}: perhaps there, but not tagged: {', '.join(c['untagged'])}")
+        lines += _worries_of_class(c, r["pictures"])
     lines += [f"{a} is never without {b}: tags cannot tell them apart" for a, b in r["together"]]
     return lines + [f"{a} and {b} are one text to CLIP: change a prompt" for a, b in r["one_text"]]
+
+def _worries_of_class(c:dict, n_pictures:int):
+    name = c["name"]
+    if c["pictures"] == n_pictures:
+        yield f"{name}: every picture has this tag, so its tags cannot be judged"
+    if c["agreement"] is None: return
+    if c["agreement"] < AGREE:  # a ranking that means nothing accuses no picture
+        found = f"CLIP does not find it by {c['prompt']!r} (agreement {c['agreement']:.2f})"
+        yield f"{name}: {found}; try other words, or check the tags"
+        return
+    low = [i for i, rank in c["lowest"] if rank > n_pictures/2]
+    if low:
+        yield f"{name}: perhaps wrongly tagged, ranked in the lower half: {', '.join(low)}"
+    if c["untagged"]:
+        yield f"{name}: perhaps there, but not tagged: {', '.join(c['untagged'])}"
 
 def inspect_set(model:WeCLIP,      # trained or not; its CLIP, sentences and crop are read
                 data:SegData,      # with tags
@@ -125,29 +151,44 @@ def inspect_set(model:WeCLIP,      # trained or not; its CLIP, sentences and cro
                 progress:bool=True # show a bar
     )->tuple:                      # (report of JSON types, `Survey`)
     "Everything the table above names, from one pass over the pictures."
-    s, names = survey(model, data.images, progress=progress), data.names
+    s = survey(model, data.images, progress=progress)
+    names = data.names
     truth = torch.zeros(len(s.ids), len(names))
-    for row, i in zip(truth, s.ids): row[data.tags.get(i, [])] = 1
-    numbers = zip(*(x.tolist() for x in (truth.sum(0).int(), *agreement(s.scores, truth))), doubts(s.scores, truth, s.ids))
-    number = lambda x: None if x != x else round(x, 4)  # JSON has no NaN
-    rows = [dict(name=name, prompt=prompt, pictures=n, ap=number(ap), chance=number(p), agreement=number(a), **d)
-            for name, prompt, (n, ap, p, a, d) in zip(names, model.classes.prompts, numbers)]
-    r = dict(pictures=len(s.ids), tags_per_picture=round(truth.sum().item()/len(s.ids), 2), said=list(said), unreadable=s.unreadable,
-             sizes=_sizes(s.sizes, model.cfg.crop), classes=rows, together=_together(truth, names), one_text=_one_text(model.text_fg, names))
-    return dict(**r, worries=_worries(r)), s
+    for row, i in zip(truth, s.ids):
+        row[data.tags.get(i, [])] = 1
+    columns = truth.sum(0).int(), *agreement(s.scores, truth)
+    rows = []
+    for name, prompt, n, ap, chance, agreed, doubt in zip(
+            names, model.classes.prompts, *(x.tolist() for x in columns), doubts(s.scores, truth, s.ids)):
+        numbers = dict(ap=_number(ap), chance=_number(chance), agreement=_number(agreed))
+        rows.append(dict(name=name, prompt=prompt, pictures=n, **numbers, **doubt))
+    report = dict(
+        pictures=len(s.ids), tags_per_picture=round(truth.sum().item()/len(s.ids), 2), said=list(said),
+        unreadable=s.unreadable, sizes=_sizes(s.sizes, model.cfg.crop), classes=rows,
+        together=_together(truth, names), one_text=_one_text(model.text_fg, names))
+    return dict(**report, worries=_worries(report)), s
+
+def _number(x:float): return None if x != x else round(x, 4)  # JSON has no NaN
 
 def format_report(r:dict # of `inspect_set`
     )->str:
     "The report as text."
-    z, pad = r["sizes"], max(5, *(len(c["name"]) for c in r["classes"]))
-    head = [f"{r['pictures']} pictures, {len(r['classes'])} classes, {r['tags_per_picture']} tags a picture",
-            *(f"{k}: {z[k][0]} to {z[k][2]} pixels, median {z[k][1]}" for k in ("height", "width")),
-            f"smaller than the crop of {z['crop']} both ways, so padded: {z['smaller_than_crop']}", "",
-            f"{'class':{pad}}  pictures    AP  chance  agreement  lowest-ranked picture with the tag"]
-    show = lambda x: "   -" if x is None else f"{x:4.2f}"
-    rows = [f"{c['name']:{pad}}  {c['pictures']:8}  {show(c['ap'])}    {show(c['chance'])}       {show(c['agreement'])}  " +
-            (f"{c['lowest'][0][0]}, {c['lowest'][0][1]} of {r['pictures']}" if c["lowest"] else "") for c in r["classes"]]
-    return "\n".join([*head, *rows, "", "look at:" if r["worries"] else "nothing stands out", *(f"- {w}" for w in r["worries"])])
+    sizes = r["sizes"]
+    lines = [f"{r['pictures']} pictures, {len(r['classes'])} classes, {r['tags_per_picture']} tags a picture"]
+    for side in ("height", "width"):
+        least, median, greatest = sizes[side]
+        lines.append(f"{side}: {least} to {greatest} pixels, median {median}")
+    lines += [f"smaller than the crop of {sizes['crop']} both ways, so padded: {sizes['smaller_than_crop']}", ""]
+    width = max(5, *(len(c["name"]) for c in r["classes"]))
+    lines.append(f"{'class':{width}}  pictures    AP  chance  agreement  lowest-ranked picture with the tag")
+    for c in r["classes"]:
+        ap, chance, agreed = (_two_digits(c[k]) for k in ("ap", "chance", "agreement"))
+        lowest = "{}, {} of {}".format(*c["lowest"][0], r["pictures"]) if c["lowest"] else ""
+        lines.append(f"{c['name']:{width}}  {c['pictures']:8}  {ap}    {chance}       {agreed}  {lowest}")
+    lines += ["", "look at:" if r["worries"] else "nothing stands out"]
+    return "\n".join([*lines, *(f"- {w}" for w in r["worries"])])
+
+def _two_digits(x)->str: return "   -" if x is None else f"{x:4.2f}"
 
 # %% ../../nbs/5_use/04_inspection.ipynb #4d30a53a
 @torch.no_grad()
@@ -163,25 +204,29 @@ def class_cams(model:WeCLIP,     # in evaluation mode
     at = sorted(tags).index(k)
     return f.cam[at], refined[at]/refined[at].max().clamp(min=1e-7)
 
-def cam_sheets(model:WeCLIP,  # in evaluation mode
-               data:SegData,  # with tags
-               seen:Survey,   # of its pictures
-               folder,        # to write into, one PNG a class
-               most:int=6,    # pictures of a class
+def cam_sheets(model:WeCLIP,      # in evaluation mode
+               data:SegData,      # with tags
+               seen:Survey,       # of its pictures
+               folder,            # to write into, one PNG a class
+               most:int=6,        # pictures of a class
                progress:bool=True # show a bar
-    )->list:                  # files written
+    )->list:                      # files written
     "Pictures of each class with their CAMs."
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = []
     for k, name in enumerate(tqdm(data.names, desc="sheets of CAMs", disable=not progress, leave=False)):
-        mine = sorted((-seen.scores[r, k].item(), i) for r, i in enumerate(seen.ids) if k in data.tags.get(i, ()))
-        if not mine: continue
-        ids = [mine[j][1] for j in np.linspace(0, len(mine) - 1, min(most, len(mine))).astype(int)]
+        scored = [(-seen.scores[r, k].item(), i) for r, i in enumerate(seen.ids) if k in data.tags.get(i, ())]
+        if not scored: continue
+        ranked = [i for _, i in sorted(scored)]
+        ids = [ranked[j] for j in np.linspace(0, len(ranked) - 1, min(most, len(ranked))).astype(int)]
         columns = {f"{name}: first to last": [], "initial CAM": [], "refined CAM": []}
         for i in ids:
             image = data.read(i)[0]
-            cams = [heat(upsample_cam(c[None], image.shape[:2])[0], image) for c in class_cams(model, image, data.tags[i], k)]
-            for column, x in zip(columns.values(), (image, *cams)): column.append(x)
-        files.append(Path(folder)/f"{k + 1:03}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)[:40]}.png")
+            cams = class_cams(model, image, data.tags[i], k)
+            shown = [heat(upsample_cam(cam[None], image.shape[:2])[0], image) for cam in cams]
+            for column, picture in zip(columns.values(), (image, *shown)):
+                column.append(picture)
+        plain_name = re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40]
+        files.append(Path(folder)/f"{k + 1:03}_{plain_name}.png")
         save_sheet(files[-1], columns, ids)
     return files

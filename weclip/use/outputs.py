@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
-import io, json, shutil
+import json, shutil
 
 from contourpy import FillType, contour_generator
 import numpy as np
@@ -20,39 +20,55 @@ from ..machine import json_ready, whole_file, write_json
 from ..method.classes import IGNORE_INDEX
 from ..data.own import stem
 from ..data.viz import legend
-from .segmentation import Segmentation, beside, thumb
+from .segmentation import Segmentation, beside, encoded, thumb
 
 # %% ../../nbs/5_use/02_outputs.ipynb #ba1dfd19
 def _corners(ring:np.ndarray # crossings of pixel edges, closed, (n, 2)
     )->np.ndarray:           # corners in order, open, (m, 2) int
-    a, b = ring[:-1], ring[1:]
-    turns = (a != b).all(1)
-    return np.where(a == np.floor(a), a, b)[turns].astype(int)
+    here = ring[:-1]
+    there = ring[1:]
+    turns = (here != there).all(1)
+    return np.where(here == np.floor(here), here, there)[turns].astype(int)
 
 def _cut(ring:np.ndarray)->list: # rings that pass no corner twice, each a list of [x, y]
     if len(np.unique(ring, axis=0)) == len(ring): return [ring.tolist()]
-    path, rings, place = [], [], {}
-    for p in map(tuple, ring.tolist()):
-        if p in place:
-            rings.append(path[place[p]:]); del path[place[p]:]
-            for q in rings[-1]: del place[q]
-        place[p] = len(path); path.append(p)
-    return [[list(p) for p in r] for r in (*rings, path)]
+    rings = []
+    path = []
+    place:dict = {}  # corner -> its index in the path
+    for corner in map(tuple, ring.tolist()):
+        if corner in place:  # the path since then is a ring by itself
+            start = place[corner]
+            rings.append(path[start:])
+            for passed in path[start:]:
+                del place[passed]
+            del path[start:]
+        place[corner] = len(path)
+        path.append(corner)
+    return [[list(corner) for corner in r] for r in (*rings, path)]
 
 def _area(ring:list)->float: # signed: positive for outlines, negative for holes
     x, y = np.array(ring).T
     return (x*np.roll(y, -1) - np.roll(x, -1)*y).sum()/2
 
+def _extent(occupied)->tuple: # first and last index that is occupied
+    where = np.flatnonzero(occupied)
+    return where[0], where[-1]
+
 def polygons(mask:np.ndarray # True inside, (H, W) bool
     )->list:                 # polygons: outline and holes, each a closed list of [x, y]
     "Outlines of a mask along the edges of its pixels, as GeoJSON nests them."
     if not mask.any(): return []
-    (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-    z = np.pad(mask[y0:y1 + 1, x0:x1 + 1].astype(float), 1)  # the box around it and a frame of zeros
-    x, y = (lo - .5 + np.arange(n) for lo, n in ((x0, z.shape[1]), (y0, z.shape[0])))  # pixel centres
-    lines, starts = contour_generator(x, y, z, fill_type=FillType.OuterOffset).filled(.5, np.inf)  # type: ignore[misc]  # two with OuterOffset
-    found = ([ring for i, j in zip(at, at[1:]) for ring in _cut(_corners(line[i:j]))] for line, at in zip(lines, starts))
-    return [[[*r, r[0]] for r in sorted(rings, key=_area, reverse=True)] for rings in found]  # the outline first
+    top, bottom = _extent(mask.any(1))
+    left, right = _extent(mask.any(0))
+    z = np.pad(mask[top:bottom + 1, left:right + 1].astype(float), 1)  # the box around it and a frame of zeros
+    x = left - .5 + np.arange(z.shape[1])  # pixel centres
+    y = top - .5 + np.arange(z.shape[0])
+    contours = contour_generator(x, y, z, fill_type=FillType.OuterOffset)
+    found = []
+    for line, starts in zip(*contours.filled(.5, np.inf)):
+        rings = [ring for i, j in zip(starts, starts[1:]) for ring in _cut(_corners(line[i:j]))]
+        found.append([[*ring, ring[0]] for ring in sorted(rings, key=_area, reverse=True)])  # the outline first
+    return found
 
 # %% ../../nbs/5_use/02_outputs.ipynb #3a11e50a
 def geojson(seg:Segmentation, # its classes become features
@@ -60,10 +76,13 @@ def geojson(seg:Segmentation, # its classes become features
     )->dict:                  # JSON types
     "A mask as a GeoJSON FeatureCollection in pixels, one MultiPolygon per class; the background is none."
     def feature(i):
-        about = dict(name=seg.names[i], id=i, pixels=int((seg == i).sum()), color="#%02x%02x%02x" % tuple(seg.palette[i].tolist()))
-        return dict(type="Feature", properties=about, geometry=dict(type="MultiPolygon", coordinates=polygons(seg == i)))
+        colour = "#%02x%02x%02x" % tuple(seg.palette[i].tolist())
+        about = dict(name=seg.names[i], id=i, pixels=int((seg == i).sum()), color=colour)
+        outlines = dict(type="MultiPolygon", coordinates=polygons(seg == i))
+        return dict(type="Feature", properties=about, geometry=outlines)
     h, w = seg.shape
-    return dict(type="FeatureCollection", image=file, width=w, height=h, features=[feature(i) for i in _classes(seg)])
+    features = [feature(i) for i in _classes(seg)]
+    return dict(type="FeatureCollection", image=file, width=w, height=h, features=features)
 
 def _classes(seg:Segmentation)->list: # ids in the mask, neither background nor ignored
     return [i for i in np.unique(seg.ids).tolist() if i not in (0, IGNORE_INDEX)]
@@ -71,47 +90,60 @@ def _classes(seg:Segmentation)->list: # ids in the mask, neither background nor 
 # %% ../../nbs/5_use/02_outputs.ipynb #807ea521
 def _rle():
     "The mask functions of pycocotools, or the way to them."
-    try: from pycocotools import mask
-    except ImportError as e: raise ImportError("COCO's masks need pycocotools: `pip install pycocotools`, or choose another format") from e
+    try:
+        from pycocotools import mask
+    except ImportError as e:
+        advice = "`pip install pycocotools`, or choose another format"
+        raise ImportError(f"COCO's masks need pycocotools: {advice}") from e
     return mask
 
 def coco_annotations(seg:Segmentation, # its classes become annotations
                      image_id:int      # of the picture in the file
     )->list:                           # of dicts of JSON types, without their own ids
     "One COCO annotation per class in a mask."
-    rle, ids = _rle(), _classes(seg)
-    if not ids: return []
-    runs = rle.encode(np.asfortranarray(seg.ids[..., None] == np.array(ids, np.uint8), np.uint8))
-    rows = [dict(image_id=image_id, category_id=i, segmentation=dict(size=list(seg.shape), counts=r["counts"].decode()),
-                 area=int(area), bbox=box, iscrowd=0) for i, r, area, box in zip(ids, runs, rle.area(runs), rle.toBbox(runs).tolist())]
-    if seg.logits is None: return rows
-    return [dict(row, score=float(seg.confidence[seg == row["category_id"]].mean())) for row in rows]
+    rle = _rle()
+    rows = []
+    for i in _classes(seg):
+        runs = rle.encode(np.asfortranarray(seg == i, np.uint8))
+        shape = dict(size=list(seg.shape), counts=runs["counts"].decode())
+        row = dict(image_id=image_id, category_id=i, segmentation=shape, area=int(rle.area(runs)),
+                   bbox=rle.toBbox(runs).tolist(), iscrowd=0)
+        if seg.logits is not None:
+            row["score"] = float(seg.confidence[seg == i].mean())
+        rows.append(row)
+    return rows
 
 # %% ../../nbs/5_use/02_outputs.ipynb #75442143
 def _item(x:dict, n:int)->str: # item number n >= 1 of a JSON list
-    return ("" if n == 1 else ",") + "\n" + json.dumps(json_ready(x), allow_nan=False)
+    comma = "" if n == 1 else ","
+    return f"{comma}\n{json.dumps(json_ready(x), allow_nan=False)}"
 
 @contextmanager
 def coco_writer(path, # JSON file to write
                 names # by class id
     ):                # yields a function that takes (file name, Segmentation)
     "A COCO file of any number of pictures, in bounded memory."
-    image_ids, row_ids, _ = count(1), count(1), _rle()
-    with whole_file(path) as part, open(part, "w") as f, TemporaryFile("w+") as images:
+    _rle()
+    image_ids = count(1)
+    row_ids = count(1)
+    info = {"description": "masks predicted by weclip"}
+    categories = [dict(id=i, name=name, supercategory="") for i, name in enumerate(names) if i]
+    with whole_file(path) as part, open(part, "w") as file, TemporaryFile("w+") as images:
         def add(name, seg):
-            i, (h, w) = next(image_ids), seg.shape
-            images.write(_item(dict(id=i, file_name=name, height=h, width=w), i))
-            for row in coco_annotations(seg, i): f.write(_item(dict(id=(n := next(row_ids)), **row), n))
-        categories = [dict(id=i, name=name, supercategory="") for i, name in enumerate(names) if i]
-        f.write(f'{{"info": {{"description": "masks predicted by weclip"}},\n"categories": {json.dumps(categories)},\n"annotations": [')
+            image_id = next(image_ids)
+            h, w = seg.shape
+            images.write(_item(dict(id=image_id, file_name=name, height=h, width=w), image_id))
+            for row in coco_annotations(seg, image_id):
+                row_id = next(row_ids)
+                file.write(_item(dict(id=row_id, **row), row_id))
+        file.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps(categories)},\n"annotations": [')
         yield add
         images.seek(0)
-        f.write('],\n"images": ['); shutil.copyfileobj(images, f); f.write("]}\n")
+        file.write('],\n"images": [')
+        shutil.copyfileobj(images, file)
+        file.write("]}\n")
 
 # %% ../../nbs/5_use/02_outputs.ipynb #99436dc3
-def _encode(im:Image.Image, format:str="PNG")->bytes:
-    file = io.BytesIO(); im.save(file, format); return file.getvalue()
-
 def with_legend(seg:Segmentation, # to draw
                 side:int=2000     # pixels at most, of the longer side of the picture
     )->Image.Image:
@@ -129,7 +161,8 @@ def output_files(file,                 # picture's path below its folder
     name = stem(Path(file).as_posix())
     files = dict(png=f"{name}.png", overlay=f"overlay/{name}.jpg", polygons=f"polygons/{name}.geojson")
     files = {kind: path for kind, path in files.items() if kind in formats}
-    if with_confidence: files["confidence"] = f"confidence/{name}.png"
+    if with_confidence:
+        files["confidence"] = f"confidence/{name}.png"
     return files
 
 @contextmanager
@@ -139,24 +172,37 @@ def writer(out,                    # folder to write into
            with_confidence=False,  # also the winning class's probability, 0..255
     ):                             # yields a function that takes (picture's path below its folder, Segmentation)
     "Write the results of one picture after the other, in several formats; files as in the table above."
-    if unknown := set(formats) - set(FORMATS): raise ValueError(f"formats: expected some of {FORMATS}, got {sorted(unknown)}")
-    out, owners = Path(out), {}
+    if unknown := set(formats) - set(FORMATS):
+        raise ValueError(f"formats: expected some of {FORMATS}, got {sorted(unknown)}")
+    out = Path(out)
+    owners:dict = {}
     with coco_writer(out/"coco.json", names) if "coco" in formats else nullcontext() as to_coco:
         def write(file, seg):
-            name, files = Path(file).as_posix(), output_files(file, formats, with_confidence)
-            if Path(file).is_absolute() or ".." in Path(file).parts:
-                raise ValueError(f"{name}: expected a path below the folder of pictures, got one that leads elsewhere")
-            for path in (files.get(kind) for kind in ("png", "confidence")):  # of the same suffix
-                if path and (other := owners.setdefault(path, name)) != name:
-                    raise ValueError(f"{name} and {other}: expected different names, both would write {path}; "
-                                     "rename one")
-            if "png" in files: seg.save(out/files["png"])
-            if "coco" in formats: to_coco(name, seg)
-            if "overlay" in files: _save(out/files["overlay"], _encode(with_legend(seg), "JPEG"))
-            if "polygons" in files: write_json(out/files["polygons"], geojson(seg, name), indent=None)
+            name = Path(file).as_posix()
+            files = output_files(file, formats, with_confidence)
+            _check_names(name, files, owners)
+            if "png" in files:
+                seg.save(out/files["png"])
+            if "coco" in formats:
+                to_coco(name, seg)
+            if "overlay" in files:
+                _save(out/files["overlay"], encoded(with_legend(seg), "JPEG"))
+            if "polygons" in files:
+                write_json(out/files["polygons"], geojson(seg, name), indent=None)
             if with_confidence:
-                _save(out/files["confidence"], _encode(Image.fromarray((255*seg.confidence).round().astype(np.uint8))))
+                levels = (255*seg.confidence).round().astype(np.uint8)
+                _save(out/files["confidence"], encoded(Image.fromarray(levels)))
         yield write
 
+def _check_names(name:str, files:dict, owners:dict)->None: # `owners`: file written -> picture, which is filled
+    "Refuse a picture whose results would lie elsewhere or on those of another."
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name}: expected a path below the folder of pictures, got one that leads elsewhere")
+    for path in (files.get(kind) for kind in ("png", "confidence")):  # of the same suffix
+        other = owners.setdefault(path, name) if path else name
+        if other != name:
+            raise ValueError(f"{name} and {other}: expected different names, both would write {path}; rename one")
+
 def _save(path, data:bytes)->None:
-    with whole_file(path) as part: part.write_bytes(data)
+    with whole_file(path) as part:
+        part.write_bytes(data)
