@@ -65,9 +65,7 @@ def read_results(folder,  # of the numbers
     for run in runs:
         results, damaged = tables[run.profile]
         result = results.get(run.name)
-        if result is None:
-            found[run.name] = f"damaged: {damaged}" if damaged else "missing"
-        else: found[run.name] = _fault(result, run) or (_lost(Path(out)/run.name, run) if out else "") or result
+        found[run.name] = _fault(result, damaged, run) or _lost(out, run) or result
     return found
 
 _NUMBER = (int, float)
@@ -75,7 +73,8 @@ _KINDS:dict = dict(  # of a line; memory is null on a system that does not tell
     config=dict, seed=int, code=str, scores=dict, minutes=_NUMBER, train_minutes=_NUMBER,
     peak_gib=(*_NUMBER, type(None)), n_learnable=int)
 
-def _fault(result:dict, run:Run)->str: # "" if the result can be used
+def _fault(result, damaged:str, run:Run)->str: # "" if the result can be used
+    if result is None: return f"damaged: {damaged}" if damaged else "missing"
     odd = [k for k, kind in _KINDS.items() if not isinstance(result.get(k, ...), kind)]
     if not isinstance(result.get("blind", []), list):
         odd.append("blind")
@@ -94,8 +93,9 @@ def _is_score(score)->bool:
     miou = score.get("miou") if isinstance(score, dict) else None
     return isinstance(miou, _NUMBER) and 0 <= miou <= 1
 
-def _lost(folder, run:Run)->str: # "" if all is there that tables read of a run's folder
-    if not run.files: return ""
+def _lost(out, run:Run)->str: # "" if all is there that tables read of a run's folder
+    if not run.files or out is None: return ""
+    folder = Path(out)/run.name
     wanted = [*run.files, "results.json"]  # written last: without it, the run was stopped while it wrote the others
     lost = [f for f in wanted if not (folder/f).exists()]
     if lost: return f"missing: {run.name}/{', '.join(lost)}"
@@ -190,7 +190,7 @@ def grid_values(grid=SCENES_GRID, # what is asked for
                 split="val",      # of the score
                 mode="ms"         # likewise
     )->dict:                      # (profile, sizes, iterations, settings) -> {seed: percent}
-    "A score of every training from tags that has it, row by row."
+    "A score of every run from tags that has it, row by row."
     runs = [r._replace(scores=((split, mode),)) for r in plan((), grid) if (split, mode) in r.scores]
     read = read_results(grid.results, runs)
     rows:dict = {}
@@ -219,7 +219,7 @@ def table_spread(name,             # of `TABLES`
                  split="val",      # of the score
                  mode="ms"         # likewise
     )->tuple:                      # as `run_spread` gives, without blocks
-    "Spread of a run, from all trainings on a table's pictures that are as long as its first row's."
+    "Spread of a run, from all runs on a table's pictures that are as long as its first row's."
     alike = kinds(grid_values(grid, split, mode))
     return run_spread(alike.get(kind(plan([name], grid)[0]), ()), blocks=False)
 
@@ -496,12 +496,11 @@ def kept_table(name, # of the table
     )->Text:
     "A table as kept, or why there is none to show."
     lines, damaged = read_lines(result_file(grid.results, "tables"))
-    kept = lines.get(kept_name(name, grid))
-    if kept is None:
-        reason = damaged or "missing"
-    elif kept["code"] != code_digest():
+    kept = lines.get(kept_name(name, grid), dict(code=None))
+    if kept["code"] == code_digest(): return markdown_table(kept["head"], kept["rows"])
+    reason = damaged or "missing"
+    if kept["code"]:
         reason = f"made by code {kept['code']}, this is {code_digest()}"
-    else: return markdown_table(kept["head"], kept["rows"])
     return Text(f"Not measured: {kept_name(name, grid)}: {reason}. Filled by `{fill}`.")
 
 def vit_cost(folder # of the numbers

@@ -96,10 +96,14 @@ def find_devices(device=None # "cpu", "cuda", "cuda:1" ...; None: graphics cards
 # %% ../../nbs/6_lab/03_runner.ipynb #1b834d7e
 MINUTES = dict(voc=9, coco=18, scenes=7.3) # of 1000 iterations, before there are results
 
-def _to_run(runs, had, rerun_stale=False)->list: # of `Run`; had: as `read_results` gives
+def _missing(s:Setup)->list: # of (`Run`, why)
     "The runs without usable results."
-    missing = [run for run in runs if isinstance(had[run.name], str)]
-    return [run for run in missing if rerun_stale or not had[run.name].startswith("stale")]
+    had = read_results(s.grid.results, s.runs, s.out)
+    return [(run, had[run.name]) for run in s.runs if isinstance(had[run.name], str)]
+
+def _to_run(s:Setup, rerun_stale=False)->list: # of `Run`
+    "Those that are to be run."
+    return [run for run, why in _missing(s) if rerun_stale or not why.startswith("stale")]
 
 def _hours(runs, had, profile)->float: # with one worker
     "How long runs will take."
@@ -121,7 +125,7 @@ def show_plan(s:Setup,          # as `set_up` gives
         if state in ("stale", "damaged"):
             reasons.append(f"{run.name}: {found}")
     widths = [max(map(len, column)) for column in zip(*rows)]
-    todo = _to_run(s.runs, had, rerun_stale)
+    todo = _to_run(s, rerun_stale)
     iterations = sum(run_config(run).iters for run in todo)
     time = f"{_hours(todo, had, s.grid.profile)/len(s.devices):.1f} h with {len(s.devices)} at a time"
     pages = ", ".join(job.name for job in _page_jobs(s))
@@ -191,7 +195,8 @@ def execute(job:Job, # what to run
             for name in job.parameters:
                 one_of(name, _known(job), f"parameter of {job.notebook.name}")
             given = {**job.parameters, "device": device} if "device" in _known(job) else job.parameters
-            papermill.execute_notebook(str(job.notebook), str(copy), given, progress_bar=False, start_timeout=300)
+            papermill.execute_notebook(str(job.notebook), str(copy), given, progress_bar=False, start_timeout=300,
+                                       extra_arguments=["--log-level=ERROR"])  # kernels share the terminal with the bar
     except Exception as e:
         return _reason(e)
     return ""
@@ -217,7 +222,8 @@ def run_jobs(jobs,         # of `Job`
             return job.name, call(job, device)
         except Exception as e:
             return job.name, _reason(e)
-        finally: free.put(device)
+        finally:
+            free.put(device)
     pool = joblib.Parallel(len(devices), backend="threading", return_as="generator_unordered", pre_dispatch="all")
     ended = {}
     for name, reason in tqdm(pool(joblib.delayed(work)(job) for job in jobs), total=len(jobs), unit="notebook"):
@@ -260,8 +266,7 @@ def run_tables(s:Setup,           # as `set_up` gives
                say=print          # where messages go
     )->int:                       # 0: every number is there; 1: some are not
     "Run what tables need and is missing, then fill them."
-    todo = _to_run(s.runs, read_results(s.grid.results, s.runs, s.out), rerun_stale)
-    reads_pictures = todo or any(job.name.startswith("figure") for job in _page_jobs(s))
+    reads_pictures = _to_run(s, rerun_stale) or any(job.name.startswith("figure") for job in _page_jobs(s))
     lacking = missing_data(s.grid.profile, s.places) if reads_pictures else ""
     if dry_run:
         say(f"{show_plan(s, rerun_stale)}\n\n{lacking}".strip())
@@ -270,8 +275,8 @@ def run_tables(s:Setup,           # as `set_up` gives
     with ExitStack() as held:
         for folder in {Path(s.grid.results), s.out}:
             held.enter_context(hold(folder))
-        ended = _carry_out(s, todo)
-    lost = {k: why for k, why in read_results(s.grid.results, s.runs, s.out).items() if isinstance(why, str)}
+        ended = _carry_out(s, _to_run(s, rerun_stale))
+    lost = {run.name: why for run, why in _missing(s)}
     told = [f"failed: {name}: {why}; see {_short(s.out)}/{name}.ipynb" for name, why in ended.items() if why]
     told += [f"no number: {name}: {why}" for name, why in lost.items() if not ended.get(name)]
     if told:
