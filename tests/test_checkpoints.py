@@ -109,18 +109,18 @@ def described(path, model, **change):
 
 @pytest.mark.parametrize("name", ["../clip.pt", "/etc/passwd", "sub/clip.pt", "..\\clip.pt", "C:\\clip.pt", "\\\\server\\clip.pt", "..", ".", "", "a\0b", "x"*5000, "laion2b_s32b_b79k", "clip.pt"])
 def test_a_backbone_elsewhere_is_not_read(tmp_path, model, monkeypatch, name):
-    import weclip.method.model
+    import weclip.engine.weights
     def refuse(*_): raise AssertionError(f"{name!r} was followed")
-    monkeypatch.setattr(weclip.method.model, "build", refuse); monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weclip.engine.weights, "build", refuse); monkeypatch.chdir(tmp_path)
     (tmp_path/"models").mkdir(); (tmp_path/"models"/"sub").mkdir()
     for p in ("clip.pt", "models/sub/clip.pt", "laion2b_s32b_b79k"): (tmp_path/p).write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"): load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
 
 def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
-    import weclip.method.model
+    import weclip.engine.weights
     seen = []
     def build(backbone, cfg, classes, arch): seen.append(backbone); return model
-    monkeypatch.setattr(weclip.method.model, "build", build)
+    monkeypatch.setattr(weclip.engine.weights, "build", build)
     (tmp_path/"clip.pt").write_bytes(b"x"); path = described(tmp_path/"m.safetensors", model, backbone="/somewhere/else/clip.pt")
     load_model(path); load_model(path, "given.pt"); load_model(described(path, model, backbone="openai"))
     assert seen == [str(tmp_path/"clip.pt"), "given.pt", "openai"]

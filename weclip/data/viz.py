@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEJAVU', 'denormalise', 'colour_mask', 'overlay', 'heat', 'lettering', 'show_grid', 'quantise', 'legend',
-           'save_sheet']
+           'save_sheet', 'example_pictures']
 
 # %% ../../nbs/2_data/04_viz.ipynb #fcd39179
 from functools import lru_cache
@@ -22,6 +22,7 @@ import torch
 
 from ..machine import whole_file
 from ..method.classes import voc_palette
+from .pictures import NORMS
 
 # %% ../../nbs/2_data/04_viz.ipynb #d697b42f
 def _np(x)->np.ndarray:
@@ -197,3 +198,23 @@ def _fit(img:np.ndarray, cell:int)->Image.Image:
     im = im.resize((max(1, round(im.width*r)), max(1, round(im.height*r))), Image.Resampling.BILINEAR if r < 1 else Image.Resampling.NEAREST)
     square.paste(im, ((cell - im.width)//2, (cell - im.height)//2))
     return square
+
+# %% ../../nbs/2_data/04_viz.ipynb #0a80fe1f
+def example_pictures(model,  # its normalisation and classes are read
+                     out,    # `Output` of a training step
+                     batch,  # `Batch` of that step
+                     n:int=2 # (image, tag) pairs at most
+    )->dict:                 # name -> (3, H, 5W) uint8 tensor, as TensorBoard takes it
+    "Picture, CAMs, pseudo label and prediction of the first pairs of a batch, side by side."
+    if out.cam is None: return {}
+    palette = model.classes.palette()
+    sheets = {}
+    for pair, b in enumerate(out.img_idx[:n].tolist()):
+        img = denormalise(batch.img[b], *NORMS[model.cfg.norm])
+        logits = out.logits[b:b+1].detach().float()
+        pred = torch.nn.functional.interpolate(logits, img.shape[:2], mode="bilinear").argmax(1)[0]
+        cams = [heat(cam[pair], img) for cam in (out.cam, out.cam_ref)]
+        masks = [colour_mask(ids, palette) for ids in (out.pseudo[b], pred)]
+        row = [torch.as_tensor(p).permute(2, 0, 1) for p in (img, *cams, *masks)]
+        sheets[f"picture_cam_refined_pseudo_prediction/{pair}"] = torch.cat(row, 2)
+    return sheets
