@@ -34,6 +34,7 @@ def data(tmp_path_factory):
 def test_runs_nothing_of_the_weak_branch(monkeypatch):
     def refuse(*a, **k): raise AssertionError("called")
     for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss"): monkeypatch.setattr(weclip.method.model, name, refuse)
+    monkeypatch.setattr("weclip.engine.weights.text_features", refuse)
     losses, out = supervised_loss(toy(), random_batch())
     assert out.cam is None and losses.aff == 0 and losses.total is losses.seg
 

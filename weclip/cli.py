@@ -29,6 +29,7 @@ from .data.pictures import save_mask
 from .data.voc import SegData, open_data
 from .data.own import class_counts, find_images, findings, list_folder, open_images, some_pictures, stem, told
 from .data.field import build_coco, build_voc, complete, counts_table, pack_voc, survey
+from .data.viz import example_pictures
 from .world.scenes import write_scenes
 from .world.tinyclip import save_tiny, train_tiny
 from .world.classifier import train_classifier
@@ -230,7 +231,7 @@ def cmd_train(a # parsed arguments
     if data.tags: say(f"pictures of each class: {class_counts(data)}")
     is_finished = done is not None and done == of
     if ranks.rank == 0 and not is_finished: say(forecast(model, data, loss))
-    train(model, data, a.out, a.resume, loss, workers=a.workers, ranks=ranks)
+    train(model, data, a.out, a.resume, loss, workers=a.workers, ranks=ranks, pictures=example_pictures)
     if is_finished: say(f"{a.out}: the run is finished ({done} of {of} iterations); nothing was left to train")
     if ranks.rank == 0: save_model(Path(a.out)/"model.safetensors", model, a.clip)
     say(f"written: {Path(a.out)/'model.safetensors'}")

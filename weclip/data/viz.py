@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEJAVU', 'denormalise', 'colour_mask', 'overlay', 'heat', 'lettering', 'show_grid', 'quantise', 'legend',
-           'save_sheet', 'figure2', 'markdown_table']
+           'save_sheet', 'figure2', 'markdown_table', 'example_pictures']
 
 # %% ../../nbs/2_data/04_viz.ipynb #fcd39179
 from functools import lru_cache
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from ..machine import ASSETS, whole_file
 from ..method.classes import voc_palette
+from .pictures import NORMS
 
 # %% ../../nbs/2_data/04_viz.ipynb #d697b42f
 def _np(x)->np.ndarray:
@@ -245,3 +246,23 @@ def markdown_table(head, # cells of the first row
     "A table in Markdown."
     lines = head, ["---"]*len(head), *rows
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+# %% ../../nbs/2_data/04_viz.ipynb #0a80fe1f
+def example_pictures(model,  # its normalisation and classes are read
+                     out,    # `Output` of a training step
+                     batch,  # `Batch` of that step
+                     n:int=2 # (image, tag) pairs at most
+    )->dict:                 # name -> (3, H, 5W) uint8 tensor, as TensorBoard takes it
+    "Picture, CAMs, pseudo label and prediction of the first pairs of a batch, side by side."
+    if out.cam is None: return {}
+    palette = model.classes.palette()
+    sheets = {}
+    for pair, b in enumerate(out.img_idx[:n].tolist()):
+        img = denormalise(batch.img[b], *NORMS[model.cfg.norm])
+        logits = out.logits[b:b+1].detach().float()
+        pred = torch.nn.functional.interpolate(logits, img.shape[:2], mode="bilinear").argmax(1)[0]
+        cams = [heat(cam[pair], img) for cam in (out.cam, out.cam_ref)]
+        masks = [colour_mask(ids, palette) for ids in (out.pseudo[b], pred)]
+        row = [torch.as_tensor(p).permute(2, 0, 1) for p in (img, *cams, *masks)]
+        sheets[f"picture_cam_refined_pseudo_prediction/{pair}"] = torch.cat(row, 2)
+    return sheets

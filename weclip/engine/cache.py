@@ -12,6 +12,7 @@ import numpy as np, torch
 from filelock import FileLock
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from ..machine import whole_file
 from ..method.batch import group, pairs, slots
 from ..method.model import Frozen, WeCLIP
 from ..data.voc import SegData, collate, view_key
@@ -27,48 +28,65 @@ def cache_files(folder,       # of the cache
                 data:SegData  # the training set
     )->dict:                  # what -> file
     "Where the features of a training set lie: tokens, and unless it is supervised attention maps and CAMs."
-    c, stats = model.cfg, [os.stat(p) for p in data.images.values()]
+    c = model.cfg
+    stats = [(str(p), os.stat(p)) for p in data.images.values()]
     crops = [fingerprint(model.clip), c.n_feats, c.views, c.crop, c.scale, c.flip, c.norm,
-             [[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(data.images.values(), stats)]]
+             [[path, s.st_size, s.st_mtime_ns] for path, s in stats]]
     names = dict(tokens=_digest(crops))
     if not c.supervised:
         k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
-        names |= dict.fromkeys(("attn", "cam"), _digest([*crops, data.tags, c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model)]))
+        scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model)]
+        names |= dict.fromkeys(("attn", "cam"), _digest([*crops, data.tags, *scoring]))
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
 
-def _n_maps(model)->int: return min(max(model.cfg.n_static, model.cfg.n_dynamic), model.clip.n_blocks)
+def _n_maps(model)->int:
+    "Attention maps that the refinement reads before or after the switch."
+    return min(max(model.cfg.n_static, model.cfg.n_dynamic), model.clip.n_blocks)
 
 # %% ../../nbs/4_engine/01_cache.ipynb #fdc92aef
 @torch.no_grad()
 def _encode_rows(model, data, rows, what)->dict: # name -> (len(rows), ...) array
     "Features of some crops."
     n = len(data)
-    b = collate([data[r % n, view_key(r % n, r//n)] for r in rows])
-    img = b.img.to(model.text_fg.device)
-    if not set(what) & {"attn", "cam"}: f = model.tokens(img)
-    else: f = model.encode(img, b.tags, _n_maps(model))
-    out = dict(tokens=torch.stack(f.tokens, 1).half(), attn=None if f.attn is None else f.attn.half())
-    if "cam" in what: out["cam"] = group(f.cam.flatten(1), f.img_idx, len(rows), max(map(len, data.tags.values())))
-    return {k: out[k].cpu().numpy() for k in what}
+    batch = collate([data[r % n, view_key(r % n, r//n)] for r in rows])
+    img = batch.img.to(model.text_fg.device)
+    if "cam" in what or "attn" in what:
+        frozen = model.encode(img, batch.tags, _n_maps(model))
+    else:
+        frozen = model.tokens(img)
+    found = {}
+    if "tokens" in what:
+        found["tokens"] = torch.stack(frozen.tokens, 1).half()
+    if "attn" in what:
+        found["attn"] = frozen.attn.half()
+    if "cam" in what:
+        most = max(map(len, data.tags.values()))
+        found["cam"] = group(frozen.cam.flatten(1), frozen.img_idx, len(rows), most)
+    return {k: x.cpu().numpy() for k, x in found.items()}
 
 def fill(files:dict,    # what -> file that is missing
-         model:WeCLIP, # its encoder makes them
-         data:SegData, # of the crops
+         model:WeCLIP,  # its encoder makes them
+         data:SegData,  # of the crops
          bs=32,         # crops at a time
          progress=True  # show a bar
     )->None:
     "Compute the features of all crops and write them, all or nothing."
-    n, arrays = len(data)*model.cfg.views, {}
-    part = {k: p.with_suffix(f".{os.getpid()}.part") for k, p in files.items()}
+    n = len(data)*model.cfg.views
+    parts = {k: path.with_suffix(f".{os.getpid()}.part") for k, path in files.items()}
+    arrays = {}
     try:
-        for lo in tqdm(range(0, n, bs), desc="frozen features", disable=not progress, leave=False):
-            rows = range(lo, min(lo + bs, n))
+        for start in tqdm(range(0, n, bs), desc="frozen features", disable=not progress, leave=False):
+            rows = range(start, min(start + bs, n))
             for k, x in _encode_rows(model, data, rows, files).items():
-                if k not in arrays: arrays[k] = np.lib.format.open_memmap(part[k], "w+", x.dtype, (n, *x.shape[1:]))
-                arrays[k][lo:rows.stop] = x
-        for k, a in arrays.items(): a.flush(); os.replace(part[k], files[k])
+                if k not in arrays:
+                    arrays[k] = np.lib.format.open_memmap(parts[k], "w+", x.dtype, (n, *x.shape[1:]))
+                arrays[k][start:rows.stop] = x
+        for k, array in arrays.items():
+            array.flush()
+            os.replace(parts[k], files[k])
     finally:
-        for p in part.values(): p.unlink(missing_ok=True)
+        for path in parts.values():
+            path.unlink(missing_ok=True)
 
 # %% ../../nbs/4_engine/01_cache.ipynb #6681df9e
 class FrozenCache:
@@ -78,12 +96,17 @@ class FrozenCache:
                  data:SegData,       # the training set, with tags unless supervised
                  progress:bool=True  # show a bar while filling
         ):
-        if model.cfg.views < 1: raise ValueError(f"views: expected at least one fixed crop per picture to keep features of, got {model.cfg.views}")
+        if model.cfg.views < 1:
+            raise ValueError("views: expected at least one fixed crop per picture to keep features of, "
+                             f"got {model.cfg.views}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         files = cache_files(folder, model, data)
-        with FileLock(f"{files['tokens']}.lock"):  # whoever needs them, too, waits
-            if missing := {k: p for k, p in files.items() if not p.exists()}: fill(missing, model, data, progress=progress)
-        self.arrays, self.n = {k: np.load(p, mmap_mode="r") for k, p in files.items()}, len(data)
+        with FileLock(f"{files['tokens']}.lock"):  # others that need the same files wait here
+            missing = {k: path for k, path in files.items() if not path.exists()}
+            if missing:
+                fill(missing, model, data, progress=progress)
+        self.arrays = {k: np.load(path, mmap_mode="r") for k, path in files.items()}
+        self.n = len(data)
         self.grid = (model.cfg.crop//model.patch,)*2
 
     def take(self, what:str, # tokens | attn | cam
@@ -95,13 +118,15 @@ class FrozenCache:
     def __call__(self, batch # `Batch` of `batches(..., views=...)`
         )->Frozen:           # float32 on the batch's device
         "What `WeCLIP.encode` gives for a batch, up to the precision of storage."
-        rows, dev = [v*self.n + i for _, _, i, v in batch.keys], batch.img.device
-        t = self.take("tokens", rows).to(dev).transpose(0, 1)  # (n_feats, B, L, D)
-        tokens = torch.empty(t.shape, device=dev).copy_(t).unbind(0)
+        rows = [v*self.n + i for _, _, i, v in batch.keys]
+        device = batch.img.device
+        stored = self.take("tokens", rows).to(device).transpose(0, 1)  # (n_feats, B, L, D), half precision
+        tokens = torch.empty(stored.shape, device=device).copy_(stored).unbind(0)
         if "cam" not in self.arrays: return Frozen(tokens, self.grid)
-        img_idx, tag_idx = pairs(batch.tags, dev)
-        cam = self.take("cam", rows).to(dev)[img_idx, slots(img_idx)].unflatten(1, self.grid)
-        return Frozen(tokens, self.grid, self.take("attn", rows).to(dev).float(), cam, img_idx, tag_idx)
+        img_idx, tag_idx = pairs(batch.tags, device)
+        cam = self.take("cam", rows).to(device)[img_idx, slots(img_idx)].unflatten(1, self.grid)
+        attn = self.take("attn", rows).to(device).float()
+        return Frozen(tokens, self.grid, attn, cam, img_idx, tag_idx)
 
 # %% ../../nbs/4_engine/01_cache.ipynb #9673b172
 class KeptTokens(nn.Module):
@@ -110,20 +135,24 @@ class KeptTokens(nn.Module):
                  model:WeCLIP       # trained or not
         ):
         super().__init__()
-        self.model, self.cfg, self.patch, self.classes = model, model.cfg, model.patch, model.classes
+        self.model = model
+        self.cfg = model.cfg
+        self.patch = model.patch
+        self.classes = model.classes
         self.folder = Path(folder)/f"pictures-{_digest([fingerprint(model.clip), model.cfg.n_feats])}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def tokens(self, img:Tensor # normalised, (B, 3, H, W)
         )->Frozen:              # float32 on its device
         "What `WeCLIP.tokens` gives, up to the precision of storage."
-        file = self.folder/f"{hashlib.sha256(img.cpu().numpy().tobytes() + str(tuple(img.shape)).encode()).hexdigest()[:24]}.npy"
+        pixels = img.cpu().numpy().tobytes() + str(tuple(img.shape)).encode()
+        file = self.folder/f"{hashlib.sha256(pixels).hexdigest()[:24]}.npy"
         if not file.exists():
-            part = file.with_suffix(f".{os.getpid()}.part")
-            with part.open("wb") as f: np.save(f, torch.stack(self.model.tokens(img).tokens).half().cpu().numpy())
-            os.replace(part, file)
-        read = torch.from_numpy(np.load(file)).to(img.device)  # (n_feats, B, L, D)
-        return Frozen(read.float().unbind(0), tuple(n//self.patch for n in img.shape[-2:]))
+            computed = torch.stack(self.model.tokens(img).tokens).half().cpu().numpy()
+            with whole_file(file) as part:
+                np.save(part, computed)
+        stored = torch.from_numpy(np.load(file)).to(img.device)  # (n_feats, B, L, D)
+        return Frozen(stored.float().unbind(0), tuple(n//self.patch for n in img.shape[-2:]))
 
     def logits(self, img:Tensor # normalised, (B, 3, H, W)
         )->Tensor:              # (B, C, h, w)

@@ -21,7 +21,7 @@ from ..method.model import WeCLIP
 from ..data.pictures import save_mask
 from ..data.voc import SegData, batches, check_files, check_objects, open_data
 from ..data.field import pack_masks
-from ..data.viz import colour_mask, heat, save_sheet
+from ..data.viz import colour_mask, example_pictures, heat, save_sheet
 from ..world.scenes import write_scenes
 from .weights import build, save_model
 from .cache import KeptTokens
@@ -272,7 +272,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; {learnable}")
     loss, on_step, seen = watch(loss_for(cfg), model, out, backbone, snapshots, resume)
     report_progress(out, "features", **seen)
-    train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step)
+    train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step,
+          pictures=example_pictures)
     save_model(out/"model.safetensors", model, backbone)
     found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
     val = _open(model, root, val_split, limit, with_masks=False)

@@ -4,26 +4,21 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'optimiser', 'loss_scaler', 'weak_loss', 'train_step', 'save_checkpoint', 'load_checkpoint',
-           'example_pictures', 'to_device', 'train', 'run_found', 'check_start']
+           'run_found', 'check_start', 'to_device', 'train']
 
 # %% ../../nbs/4_engine/03_train.ipynb #485dbe82
-from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.config import Config, from_dict, to_dict
-from ..method.losses import Losses, local_count
+from ..method.losses import local_count
 from ..method.model import WeCLIP
-from ..data.pictures import NORMS
 from ..data.voc import Batch, SegData, batches, check_objects
-from ..data.viz import colour_mask, denormalise, heat
 from .weights import describe, load_decoder
 from .cache import FrozenCache
-from .parallel import (
-    ALONE, Ranks, RowsDropout, copy_first, same_everywhere, sum_gradients, sum_losses, summed, wait)
+from .parallel import ALONE, Ranks, same_everywhere, shared_loss, summed
 
 # %% ../../nbs/4_engine/03_train.ipynb #2e602a7e
 def learning_rate(i:int,     # iteration, from 0
@@ -59,20 +54,22 @@ def train_step(model:WeCLIP,  # in training mode, changed in place
                batch,         # `Batch` on the model's device
                i:int,         # iteration, from 0
                loss=weak_loss, # (model, batch, dynamic) -> (Losses, Output)
-               scaler=None,   # of `loss_scaler`; None: a new one
-               ranks:Ranks=ALONE # processes that take this step together
+               scaler=None    # of `loss_scaler`; None: a new one
     )->tuple:                 # (Losses, Output)
     "One step of AdamW at iteration `i`."
-    scaler, params = scaler or loss_scaler(model), list(model.decoder.parameters())
-    torch.manual_seed(model.cfg.seed*1_000_003 + i)
-    for g in opt.param_groups: g["lr"] = learning_rate(i, model.cfg)
-    losses, out = loss(model, batch, dynamic=i >= model.cfg.switch)
+    cfg = model.cfg
+    scaler = scaler or loss_scaler(model)
+    torch.manual_seed(cfg.seed*1_000_003 + i)
+    for group in opt.param_groups:
+        group["lr"] = learning_rate(i, cfg)
+    losses, out = loss(model, batch, dynamic=i >= cfg.switch)
     opt.zero_grad(set_to_none=True)
     scaler.scale(losses.total).backward()
-    sum_gradients(params, ranks)
     scaler.unscale_(opt)
-    if model.cfg.clip_grad: nn.utils.clip_grad_norm_(params, model.cfg.clip_grad)
-    scaler.step(opt); scaler.update()
+    if cfg.clip_grad:
+        nn.utils.clip_grad_norm_(model.decoder.parameters(), cfg.clip_grad)
+    scaler.step(opt)
+    scaler.update()
     return losses, out
 
 # %% ../../nbs/4_engine/03_train.ipynb #daeaf290
@@ -84,9 +81,10 @@ def save_checkpoint(path,         # file to write
                     scaler=None   # of `loss_scaler`
     )->None:
     "Everything a run needs to go on after `i` iterations, all or nothing."
-    state = dict(about=describe(model, "run"), i=i, decoder=model.decoder.state_dict(), opt=opt.state_dict(), history=history,
-                 scaler=scaler.state_dict() if scaler else {})
-    with whole_file(path) as part: torch.save(state, part)
+    state = dict(about=describe(model, "run"), i=i, decoder=model.decoder.state_dict(), opt=opt.state_dict(),
+                 history=history, scaler=scaler.state_dict() if scaler else {})
+    with whole_file(path) as part:
+        torch.save(state, part)
 
 def load_checkpoint(path,         # file of `save_checkpoint`
                     model:WeCLIP, # changed in place
@@ -95,57 +93,156 @@ def load_checkpoint(path,         # file of `save_checkpoint`
     )->tuple:                     # (iterations done, history)
     "Restore a run in place; refuses another configuration, backbone or a damaged file."
     try:
-        state = torch.load(path, map_location=next(model.decoder.parameters()).device, weights_only=True)
-        was, decoder, opt_state, i, history = (kind(state[k]) for k, kind in dict(about=dict, decoder=dict, opt=dict, i=int, history=list).items())
-        config, mark, classes = to_dict(from_dict(was["config"])), was["fingerprint"], list(was["classes"]["classes"])
+        state = torch.load(path, map_location=model.text_fg.device, weights_only=True)
+        decoder = dict(state["decoder"])
+        opt_state = dict(state["opt"])
+        i = int(state["i"])
+        history = list(state["history"])
+        about = dict(state["about"])
+        config = to_dict(from_dict(about["config"]))
+        classes = list(about["classes"]["classes"])
+        backbone = about["fingerprint"]
     except Exception as e:
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
-    now = describe(model, "run")
-    odd = [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]
-    if odd:
-        is_finished = i == config["iters"]
-        cure = "it is finished, and cannot be made another one" if is_finished else "continue with those"
-        raise ValueError(f"{path}: expected the settings of the run in this folder, but {'; '.join(odd)}; {cure}, or choose another folder")
-    if classes != (b := list(now["classes"]["classes"])):
-        raise ValueError(f"{path}: expected the classes of the run in this folder, {', '.join(classes)}, got {', '.join(b)}; did the tags change?")
-    if mark != now["fingerprint"]: raise ValueError(f"{path}: expected the backbone {mark}, got {now['fingerprint']}")
-    if not 0 <= i <= model.cfg.iters: raise ValueError(f"{path}: expected 0 to {model.cfg.iters} iterations done, got {i}; delete it to start again")
+    _check_same_run(path, model, i, config, classes, backbone)
     load_decoder(model, decoder, path)
     _load_moments(opt, opt_state, path)
-    if scaler and state.get("scaler"): scaler.load_state_dict(state["scaler"])
+    if scaler and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     return i, history
+
+def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbone:str)->None:
+    "Refuse what a checkpoint was not made with."
+    now = describe(model, "run")
+    changed = [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]
+    if changed:
+        is_finished = i == config["iters"]
+        cure = "it is finished, and cannot be made another one" if is_finished else "continue with those"
+        raise ValueError(f"{path}: expected the settings of the run in this folder, but {'; '.join(changed)}; "
+                         f"{cure}, or choose another folder")
+    classes_now = list(now["classes"]["classes"])
+    if classes != classes_now:
+        raise ValueError(f"{path}: expected the classes of the run in this folder, {', '.join(classes)}, "
+                         f"got {', '.join(classes_now)}; did the tags change?")
+    if backbone != now["fingerprint"]:
+        raise ValueError(f"{path}: expected the backbone {backbone}, got {now['fingerprint']}")
+    if not 0 <= i <= model.cfg.iters:
+        raise ValueError(f"{path}: expected 0 to {model.cfg.iters} iterations done, got {i}; delete it to start again")
 
 def _load_moments(opt, state:dict, path)->None:
     "The optimiser's state, if it fits the parameters."
     params = [p for g in opt.param_groups for p in g["params"]]
     try:
-        odd = [k for k, s in state["state"].items() if {s["exp_avg"].shape, s["exp_avg_sq"].shape} != {params[k].shape}]
-        if odd: raise ValueError(f"moments of other shapes: {odd}")
+        moments = state["state"].items()
+        misfits = [k for k, s in moments if {s["exp_avg"].shape, s["exp_avg_sq"].shape} != {params[k].shape}]
+        if misfits: raise ValueError(f"moments of other shapes: {misfits}")
         opt.load_state_dict(state)
-    except Exception as e: raise ValueError(f"{path}: expected the optimiser's state, got a damaged one ({e}); delete it to start again") from e
+    except Exception as e:
+        raise ValueError(f"{path}: expected the optimiser's state, got a damaged one ({e}); "
+                         "delete it to start again") from e
+
+# %% ../../nbs/4_engine/03_train.ipynb #772db14d
+def run_found(out # folder of a run
+    )->tuple:     # (iterations done, of how many); (None, None) without a checkpoint that can be read
+    "How far the run in a folder is."
+    try:
+        state = torch.load(Path(out)/"checkpoint.pt", map_location="cpu", weights_only=True)
+        return int(state["i"]), int(state["about"]["config"]["iters"])
+    except Exception:
+        return None, None
+
+def check_start(out,   # folder of the run
+                resume # continue what is in it
+    )->None:
+    "Refuse to start over a run, and to continue where there is none."
+    out = Path(out)
+    path = out/"checkpoint.pt"
+    if resume:
+        if not path.exists(): raise FileNotFoundError(_nothing_to_resume(out))
+        return
+    if not path.exists(): return
+    done, of = run_found(out)
+    if done is None:
+        found = "a checkpoint.pt that cannot be read"
+        advice = "delete it to start again"
+    elif done < of:
+        found = f"a stopped run ({done} of {of} iterations)"
+        advice = "continue it with resume (--resume)"
+    else:
+        found = f"a finished run ({done} of {of} iterations)"
+        advice = "keep it"
+    raise ValueError(f"{path}: expected no run in this folder, found {found}; {advice}, or choose another folder")
+
+def _nothing_to_resume(out:Path)->str:
+    names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+    shown = [*names[:6], "..."] if len(names) > 6 else names
+    found = ", ".join(shown) or ("an empty folder" if out.is_dir() else "no such folder")
+    return (f"{out}: expected checkpoint.pt of a stopped run, found {found}; "
+            "leave resume (--resume) out to start anew")
+
+# %% ../../nbs/4_engine/03_train.ipynb #ead72b37
+class _Run:
+    "What a run goes on from and leaves behind in its folder."
+    def __init__(self, out, model:WeCLIP, resume:bool, ranks:Ranks):
+        check_start(out, resume)
+        self.model = model
+        self.ranks = ranks
+        self.path = Path(out)/"checkpoint.pt"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.opt = optimiser(model, model.cfg)
+        self.scaler = loss_scaler(model)
+        self.done = 0
+        self.history:list = []  # rows: iteration, total, seg, aff, learning rate
+        if self.path.exists():
+            self.done, self.history = load_checkpoint(self.path, model, self.opt, self.scaler)
+        same_everywhere(self.done, f"{self.path}: iterations done", ranks)  # nobody writes before all have read
+        self.saved = self.done
+        self.board = None
+        if ranks.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(self.path.with_name("tensorboard"), purge_step=self.done)
+
+    def record(self, i:int, losses, bar)->None:
+        "Note the losses of the whole batch: in the history, on the bar, for TensorBoard."
+        cfg = self.model.cfg
+        total, seg, aff = (summed(torch.stack(losses).detach(), self.ranks)/self.ranks.size).tolist()  # one transfer
+        if total != total: raise FloatingPointError(f"iteration {i}: the loss is not a number; lower lr ({cfg.lr})")
+        lr = learning_rate(i, cfg)
+        self.history.append([i, total, seg, aff, lr])
+        rate = bar.format_dict["rate"]
+        speed = f", {rate*cfg.bs:.1f} img/s" if rate else ""
+        bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}{speed}", refresh=False)
+        if self.board:
+            for name, value in dict(loss=total, seg=seg, aff=aff, lr=lr).items():
+                self.board.add_scalar(name, value, i)
+
+    def show(self, i:int, sheets:dict)->None:
+        "Pictures for TensorBoard."
+        for name, sheet in sheets.items():
+            self.board.add_image(name, sheet, i)
+
+    def save(self)->None:
+        "Write the checkpoint, unless the last one is as new."
+        if self.ranks.rank or self.done == self.saved: return
+        save_checkpoint(self.path, self.model, self.opt, self.done, self.history, self.scaler)
+        self.saved = self.done
+
+    def close(self)->None:
+        "Keep what was done since the last checkpoint."
+        try:
+            self.save()
+        finally:
+            if self.board:
+                self.board.close()
 
 # %% ../../nbs/4_engine/03_train.ipynb #95185ab2
-def example_pictures(out,      # `Output` of the batch
-                     batch,    # `Batch`
-                     norm:str, # normalisation of its pictures, a key of `NORMS`
-                     n=2,      # pairs to show at most
-                     palette=None # colours of the masks, as `viz.colour_mask` takes them
-    )->dict:                   # name -> (3, H, 5W) uint8 tensor, for TensorBoard
-    "Picture, CAMs, pseudo label and prediction of the first pairs of a batch."
-    sheets = {}
-    for p in range(min(n, len(out.cam) if out.cam is not None else 0)):
-        b = int(out.img_idx[p]); img = denormalise(batch.img[b], *NORMS[norm])
-        pred = nn.functional.interpolate(out.logits[b:b+1].detach().float(), img.shape[:2], mode="bilinear").argmax(1)[0]
-        row = [img, heat(out.cam[p], img), heat(out.cam_ref[p], img), colour_mask(out.pseudo[b], palette), colour_mask(pred, palette)]
-        sheets[f"picture_cam_refined_pseudo_prediction/{p}"] = torch.cat([torch.as_tensor(x).permute(2, 0, 1) for x in row], 2)
-    return sheets
-
 def to_device(batch, # `Batch`
               device # where to
     )->Batch:
     "The batch's tensors on `device`."
-    return batch._replace(**{k: v.to(device, non_blocking=True) for k, v in batch._asdict().items() if isinstance(v, Tensor)})
+    moved = {k: v.to(device, non_blocking=True) for k, v in batch._asdict().items() if isinstance(v, Tensor)}
+    return batch._replace(**moved)
 
 def train(model:WeCLIP,         # its decoder is changed in place
           data:SegData,         # pictures with what `loss` needs
@@ -153,7 +250,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
           resume:bool=False,    # continue a checkpoint in `out`
           loss=weak_loss,       # (model, batch, dynamic[, whole]) -> (Losses, Output)
           workers:int=0,        # loading processes
-          cache=None,           # folder for what the encoder makes of the fixed crops (`cfg.views`); None: encode at every visit
+          cache=None,           # folder for the features of the fixed crops (`cfg.views`); None: encode at every visit
           every:int=500,        # iterations between checkpoints
           log_every:int=10,     # iterations between records of the losses
           picture_every:int=500, # iterations between pictures
@@ -161,85 +258,36 @@ def train(model:WeCLIP,         # its decoder is changed in place
           stop:int=None,        # leave after this many iterations, as if interrupted
           progress:bool=True,   # show a bar
           ranks:Ranks=ALONE,    # processes that train together, of `join`; number 0 writes
+          pictures=None         # (model, Output, Batch) -> {name: picture} for TensorBoard, as `viz.example_pictures`
     )->list:                    # history: (iteration, total, seg, aff, learning rate) every `log_every`
     "Train the decoder for `model.cfg.iters` iterations, §4.2."
-    cfg, out, first, device = model.cfg, Path(out), ranks.rank == 0, next(model.decoder.parameters()).device
-    opt, scaler, ckpt, progress = optimiser(model, cfg), loss_scaler(model), out/"checkpoint.pt", progress and first
-    if getattr(data, "masks", None) is not None and (cfg.supervised or loss is not weak_loss): check_objects(data)
-    start, history = _begin(ckpt, model, opt, scaler, resume, ranks)
-    if ranks.size > 1:
-        model.decoder.drop, loss = RowsDropout(cfg.dropout, ranks), partial(loss, whole=partial(summed, ranks=ranks))
-    i, last, board = start, min(cfg.iters, stop or cfg.iters), SummaryWriter(out/"tensorboard", purge_step=start) if first else None
-    feed = batches(data, cfg.bs, cfg.seed, start, workers, *ranks, views=cfg.views)
-    frozen = _open_cache(cache, model, data, progress, ranks) if cache else None
-    bar = tqdm(total=cfg.iters, initial=start, unit="it", desc="train", disable=not progress)
+    cfg = model.cfg
+    if (cfg.supervised or loss is not weak_loss) and getattr(data, "masks", None) is not None:
+        check_objects(data)
+    run = _Run(out, model, resume, ranks)
+    frozen = FrozenCache(cache, model, data, progress) if cache else None
+    feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views)
+    step_loss = shared_loss(model, loss, ranks)
+    todo = range(run.done, min(cfg.iters, stop or cfg.iters))
+    bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=ranks.rank > 0 or not progress)
     model.train()
     try:
-        while i < last:
-            batch = to_device(next(feed), device)
-            if frozen: batch = batch._replace(frozen=frozen(batch))
-            losses, o = train_step(model, opt, batch, i, loss, scaler, ranks)
-            if on_step: on_step(i, o)
-            if i % log_every == 0 or i == cfg.iters - 1: _record(board, bar, history, i, sum_losses(losses, ranks), cfg)
-            if board and i % picture_every == 0:
-                for name, sheet in example_pictures(o, batch, cfg.norm, palette=model.classes.palette()).items(): board.add_image(name, sheet, i)
-            i += 1; bar.update()
-            if first and i % every == 0: save_checkpoint(ckpt, model, opt, i, history, scaler)
+        for i in bar:
+            batch = to_device(next(feed), model.text_fg.device)
+            if frozen:
+                batch = batch._replace(frozen=frozen(batch))
+            losses, output = train_step(model, run.opt, batch, i, step_loss, run.scaler)
+            if on_step:
+                on_step(i, output)
+            if i % log_every == 0 or i == cfg.iters - 1:
+                run.record(i, losses, bar)
+            if run.board and pictures and i % picture_every == 0:
+                run.show(i, pictures(model, output, batch))
+            run.done = i + 1
+            if run.done % every == 0:
+                run.save()
     finally:
         bar.close()  # first: what the next lines say has a line of its own
         model.eval()
-        try:
-            if first and i > start: save_checkpoint(ckpt, model, opt, i, history, scaler)
-        finally:
-            if board: board.close()
-    return history
-
-def run_found(out # folder of a run
-    )->tuple:     # (iterations done, of how many); (None, None) without a checkpoint that can be read
-    "How far the run in a folder is."
-    try:
-        state = torch.load(Path(out)/"checkpoint.pt", map_location="cpu", weights_only=True)
-        return int(state["i"]), int(state["about"]["config"]["iters"])
-    except Exception: return None, None
-
-def check_start(out,   # folder of the run
-                resume # continue what is in it
-    )->None:
-    "Refuse to start over a run, and to continue where there is none."
-    out = Path(out)
-    if resume and not (out/"checkpoint.pt").exists():
-        names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
-        found = "an empty folder" if out.is_dir() else "no such folder"
-        if names: found = f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-        raise FileNotFoundError(f"{out}: expected checkpoint.pt of a stopped run, found {found}; leave resume (--resume) out to start anew")
-    if resume or not (out/"checkpoint.pt").exists(): return
-    done, of = run_found(out)
-    if done is None: found, advice = "a checkpoint.pt that cannot be read", "delete it to start again"
-    elif done < of: found, advice = f"a stopped run ({done} of {of} iterations)", "continue it with resume (--resume)"
-    else: found, advice = f"a finished run ({done} of {of} iterations)", "keep it"
-    raise ValueError(f"{out/'checkpoint.pt'}: expected no run in this folder, found {found}; {advice}, or choose another folder")
-
-def _begin(ckpt, model, opt, scaler, resume, ranks)->tuple: # (iterations done, history)
-    "Start anew or at a checkpoint, all processes at the same iteration."
-    check_start(ckpt.parent, resume)
-    ckpt.parent.mkdir(parents=True, exist_ok=True)
-    start, history = load_checkpoint(ckpt, model, opt, scaler) if ckpt.exists() else (0, [])
-    same_everywhere(start, f"{ckpt}: iterations done", ranks)  # and nobody writes before all have read
-    copy_first(model.decoder.parameters(), ranks)
-    return start, history
-
-def _open_cache(folder, model, data, progress, ranks)->FrozenCache:
-    "Process 0 computes what is missing while the others wait."
-    if ranks.rank: wait(ranks)
-    frozen = FrozenCache(folder, model, data, progress)
-    if not ranks.rank: wait(ranks)
-    return frozen
-
-def _record(board, bar, history, i, losses:Losses, cfg):
-    total, seg, aff = torch.stack([x.detach() for x in losses]).tolist()  # one transfer
-    if total != total: raise FloatingPointError(f"iteration {i}: the loss is not a number; lower lr ({cfg.lr})")
-    rate = bar.format_dict["rate"]; speed = f", {rate*cfg.bs:.1f} img/s" if rate else ""
-    bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}{speed}", refresh=False)
-    for name, v in dict(loss=total, seg=seg, aff=aff, lr=learning_rate(i, cfg)).items():
-        if board: board.add_scalar(name, v, i)
-    history.append([i, total, seg, aff, learning_rate(i, cfg)])
+        run.close()
+    return run.history

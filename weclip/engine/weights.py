@@ -202,6 +202,7 @@ def shared_texts(tokenizer, # list of str -> token ids, a row each
 
 # %% ../../nbs/4_engine/00_weights.ipynb #91909478
 ARCH = "ViT-B-16-quickgelu"  # the paper's backbone, as OpenAI trained it
+_log = logging.getLogger(__name__)
 
 def load_backbone(clip="tiny", # "tiny", "random" (untrained, seeded), an open_clip tag ("openai"), a file of weights,
                                # or a state dict in OpenAI's key names
@@ -214,7 +215,9 @@ def load_backbone(clip="tiny", # "tiny", "random" (untrained, seeded), an open_c
     torch.manual_seed(0)
     return new_clip(arch).eval(), tokenizer
 
-def _is(clip, name)->bool: return isinstance(clip, str) and clip == name  # a state dict compares to nothing
+def _is(clip, name)->bool:
+    "Is a backbone the one of that name? A state dict cannot be compared with a text."
+    return isinstance(clip, str) and clip == name
 
 def build(clip="tiny",         # as in `load_backbone`
           cfg:Config=None,     # settings; None: the scenes' for "tiny", otherwise VOC's for the tower
@@ -224,23 +227,33 @@ def build(clip="tiny",         # as in `load_backbone`
     )->WeCLIP:                 # on the CPU
     "A model from a backbone and settings, with a new decoder, seeded by `cfg.seed`, unless one is given."
     model, tokenizer = load_backbone(clip, arch)
-    tower = FrozenCLIP(model, None if _is(clip, "tiny") else arch.replace("/", "-"), "a state dict" if isinstance(clip, dict) else str(clip))
-    cfg = cfg or (preset("scenes") if _is(clip, "tiny") else preset("voc", n_blocks=tower.n_blocks, patch=tower.patch))
-    if cfg.n_feats == Config.n_feats < tower.n_blocks - 1:
-        logging.getLogger(__name__).warning(f"n_feats: the decoder reads {cfg.n_feats} of this tower's {tower.n_blocks} blocks; "
-                                            f"preset(..., n_blocks={tower.n_blocks}, patch={tower.patch}) is made for it")
-    classes = classes if isinstance(classes, ClassSet) else get_classes(classes or cfg.classes)
-    twice = sorted({p for p in classes.prompts if classes.prompts.count(p) > 1})
-    if twice:
-        logging.getLogger(__name__).warning(f"prompts: {', '.join(map(repr, twice))} stands for more than one class, between which CLIP cannot tell")
-    fg, bg = (text_features(model, tokenizer, words, classes.template) for words in (classes.prompts, classes.background))
+    is_tiny = _is(clip, "tiny")
+    name = "a state dict" if isinstance(clip, dict) else str(clip)
+    tower = FrozenCLIP(model, None if is_tiny else arch.replace("/", "-"), name)
+    if cfg is None:
+        cfg = preset("scenes") if is_tiny else preset("voc", n_blocks=tower.n_blocks, patch=tower.patch)
+    if not isinstance(classes, ClassSet):
+        classes = get_classes(classes or cfg.classes)
     for texts in (classes.fg_texts, classes.bg_texts):
         tokens_of(tokenizer, texts)
-    for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
-        logging.getLogger(__name__).warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), "
-                                            "whose score it takes away; leave it out")
+    _warn(tower, cfg, classes, tokenizer)
+    text_fg = text_features(model, tokenizer, classes.prompts, classes.template)
+    text_bg = text_features(model, tokenizer, classes.background, classes.template)
     torch.manual_seed(cfg.seed)
-    return WeCLIP(tower, fg, bg, classes, cfg, decoder)
+    return WeCLIP(tower, text_fg, text_bg, classes, cfg, decoder)
+
+def _warn(tower:FrozenCLIP, cfg:Config, classes:ClassSet, tokenizer)->None:
+    "Log what works but is hardly wanted."
+    if cfg.n_feats == Config.n_feats < tower.n_blocks - 1:
+        _log.warning(f"n_feats: the decoder reads {cfg.n_feats} of this tower's {tower.n_blocks} blocks; "
+                     f"preset(..., n_blocks={tower.n_blocks}, patch={tower.patch}) is made for it")
+    twice = sorted({p for p in classes.prompts if classes.prompts.count(p) > 1})
+    if twice:
+        _log.warning(f"prompts: {', '.join(map(repr, twice))} stands for more than one class, "
+                     "between which CLIP cannot tell")
+    for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
+        _log.warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), "
+                     "whose score it takes away; leave it out")
 
 # %% ../../nbs/4_engine/00_weights.ipynb #666ee147
 _OFFICIAL = {  # patterns of the released names -> ours
@@ -302,28 +315,39 @@ def load_released(clip,          # OpenAI-format state dict, or a path to one
                   **overrides    # single settings, e.g. `switch=0`
     )->WeCLIP:                   # in evaluation mode
     "A WeCLIP with the released weights and settings."
-    classes = classes if isinstance(classes, ClassSet) else get_classes(classes)
+    if not isinstance(classes, ClassSet):
+        classes = get_classes(classes)
     cfg = preset("coco" if classes.name == "coco" else "voc", **overrides)
-    state, where = (read_checkpoint(decoder), decoder) if isinstance(decoder, (str, Path)) else (decoder, "decoder")
-    try: dec = decoder_from_official(state, cfg.heads, cfg.dropout)
-    except ValueError as e: raise ValueError(f"{where}: {e}") from e
-    if (n := dec.pred.out_features) != classes.n_classes:
-        raise ValueError(f"{where}: expected {classes.n_classes} classes with background ({classes.name}), got a checkpoint of {n}")
-    return build(clip, replace(cfg, n_feats=len(dec.mlps), d=dec.conv.out_features, layers=len(dec.phi)), classes, decoder=dec).eval()
+    is_file = isinstance(decoder, (str, Path))
+    where = decoder if is_file else "decoder"
+    state = read_checkpoint(decoder) if is_file else decoder
+    try:
+        found = decoder_from_official(state, cfg.heads, cfg.dropout)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+    n_classes = found.pred.out_features
+    if n_classes != classes.n_classes:
+        raise ValueError(f"{where}: expected {classes.n_classes} classes with background ({classes.name}), "
+                         f"got a checkpoint of {n_classes}")
+    cfg = replace(cfg, n_feats=len(found.mlps), d=found.conv.out_features, layers=len(found.phi))
+    return build(clip, cfg, classes, decoder=found).eval()
 
 def read_checkpoint(path # PyTorch file of tensors
     )->dict:             # name -> tensor, on the CPU
     "A state dict from a PyTorch file, without running code from it."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one ({type(e).__name__}); "
-                         "download or copy it again") from e
+        raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one "
+                         f"({type(e).__name__}); download or copy it again") from e
     if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
     if "about" in state:
-        raise ValueError(f"{path}: expected a model, got the state of a training of ours; take model.safetensors beside it")
+        raise ValueError(f"{path}: expected a model, got the state of a training of ours; "
+                         "take model.safetensors beside it")
     state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"{path}: expected a state dict of tensors, got other values")
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a state dict of tensors, got other values")
     return state
 
 # %% ../../nbs/4_engine/00_weights.ipynb #2611b4cc
@@ -332,14 +356,17 @@ def fingerprint(clip:FrozenCLIP # image tower
     "Names the weights of an encoder."
     v = clip.visual
     parts = [v.conv1.weight, v.proj, v.transformer.resblocks[-1].mlp.c_proj.weight]
-    return hashlib.sha256(b"".join(p.detach().float().cpu().contiguous().numpy().tobytes() for p in parts)).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for p in parts:
+        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 def describe(model:WeCLIP, # to be written down
              backbone=None # as in `load_backbone`; None: what it was built with
     )->dict:               # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
-    return dict(format="weclip-1", backbone=str(backbone or model.clip.weights), arch=model.clip.arch, fingerprint=fingerprint(model.clip), config=to_dict(model.cfg),
-                classes=asdict(model.classes))
+    return dict(format="weclip-1", backbone=str(backbone or model.clip.weights), arch=model.clip.arch,
+                fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes))
 
 def save_model(path,               # file to write
                model:WeCLIP,       # only its decoder's weights are stored
@@ -347,69 +374,93 @@ def save_model(path,               # file to write
                dtype=torch.float32 # of the stored weights
     )->None:
     "Write decoder, settings and class names as one safetensors file, all or nothing."
-    write_model(path, describe(model, backbone), {k: v.detach().to(dtype).cpu() for k, v in model.decoder.state_dict().items()})
+    state = {k: v.detach().to(dtype).cpu() for k, v in model.decoder.state_dict().items()}
+    write_model(path, describe(model, backbone), state)
 
-def write_model(path,      # file to write
+def write_model(path,       # file to write
                 about:dict, # of `describe`
                 state:dict  # decoder's state dict
     )->None:
     "The file of `save_model` from its two parts."
     tensors = {k: v.contiguous() for k, v in state.items()}
-    with whole_file(path) as part: save_file(tensors, part, metadata=dict(weclip=json.dumps(about)))
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata=dict(weclip=json.dumps(about)))
 
 def read_model(path # file of `save_model`
     )->tuple:       # (description, decoder's state dict)
     "Contents of a file of `save_model`, checked."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a model of `weclip train`, found no such file")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected a model of `weclip train`, found no such file")
     try:
-        with safe_open(path, "pt") as f: about, state = dict(json.loads(f.metadata()["weclip"])), {k: f.get_tensor(k) for k in f.keys()}
+        with safe_open(path, "pt") as f:
+            about = dict(json.loads(f.metadata()["weclip"]))
+            state = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: expected a model of `weclip train` (safetensors), got a damaged or foreign file ({e}); "
-                         "train or copy it again") from e
-    if about.get("format") != "weclip-1": raise ValueError(f"{path}: expected format weclip-1, got {about.get('format')!r}; update weclip")
+        raise ValueError(f"{path}: expected a model of `weclip train` (safetensors), "
+                         f"got a damaged or foreign file ({e}); train or copy it again") from e
+    if about.get("format") != "weclip-1":
+        raise ValueError(f"{path}: expected format weclip-1, got {about.get('format')!r}; update weclip")
     return about, state
 
-def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone, fingerprint)
-    "What a description says, as far as it fits the weights beside it."
-    count = lambda part: len({k.split(".")[1] for k in state if k.startswith(part)})
-    try:
-        classes, cfg = ClassSet(**about["classes"]), from_dict(about["config"])
-        want = dict(d=cfg.d, layers=cfg.layers, n_feats=cfg.n_feats, classes=classes.n_classes)
-        got = dict(d=len(state["conv.bias"]), layers=count("phi."), n_feats=count("mlps."), classes=len(state["pred.bias"]))
-        if want != got: raise ValueError(f"it tells of {want}, its weights are {got}")
-        return classes, cfg, str(about["backbone"]), about["fingerprint"]
-    except (KeyError, TypeError, ValueError, AttributeError) as e: raise ValueError(f"{path}: expected a model of `weclip train`, got a damaged description ({e}); copy it again") from e
-
-def _noted(backbone:str, arch:str, path)->str: # a tag, or a file beside `path`
-    "The backbone that a model file names; places outside its own folder are not followed."
-    if backbone in ("tiny", "random", *open_clip.list_pretrained_tags_by_model(arch)): return backbone
-    beside = os.path.join(Path(path).parent, backbone.replace("\\", "/").split("/")[-1])
-    if os.path.isfile(beside): return beside
-    raise FileNotFoundError(f"{path}: was trained on the backbone {backbone!r}, neither a tag nor a file beside it; give its weights as clip (--clip FILE)")
-
-def load_model(path,                     # file of `save_model`
-               clip=None,                # backbone as in `load_backbone`; None: the one named in the file
-               arch=None                 # as in `load_backbone`; None: the one named in the file
-    )->WeCLIP:                           # in evaluation mode
+# %% ../../nbs/4_engine/00_weights.ipynb #4b183454
+def load_model(path,     # file of `save_model`
+               clip=None, # backbone as in `load_backbone`; None: the one named in the file
+               arch=None # as in `load_backbone`; None: the one named in the file
+    )->WeCLIP:           # in evaluation mode
     "A trained model, ready to predict."
     about, state = read_model(path)
     classes, cfg, backbone, mark = _rebuilt(about, state, path)
     arch = arch or str(about.get("arch") or ARCH)
-    try: model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
-    except ValueError as e: raise ValueError(f"{path}: {e}; it was trained on the backbone {backbone} ({mark})") from e
-    if (got := fingerprint(model.clip)) != mark:
-        raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, got {clip or backbone} ({got})")
+    try:
+        model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}; it was trained on the backbone {backbone} ({mark})") from e
+    found = fingerprint(model.clip)
+    if found != mark:
+        raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, "
+                         f"got {clip or backbone} ({found})")
     load_decoder(model, state, path)
     return model.eval()
+
+def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone, fingerprint)
+    "What a description says, as far as it fits the weights beside it."
+    def count(part):
+        return len({k.split(".")[1] for k in state if k.startswith(part)})
+    try:
+        classes = ClassSet(**about["classes"])
+        cfg = from_dict(about["config"])
+        want = dict(d=cfg.d, layers=cfg.layers, n_feats=cfg.n_feats, classes=classes.n_classes)
+        got = dict(d=len(state["conv.bias"]), layers=count("phi."), n_feats=count("mlps."),
+                   classes=len(state["pred.bias"]))
+        if want != got: raise ValueError(f"it tells of {want}, its weights are {got}")
+        return classes, cfg, str(about["backbone"]), about["fingerprint"]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ValueError(f"{path}: expected a model of `weclip train`, got a damaged description ({e}); "
+                         "copy it again") from e
+
+def _noted(backbone:str, arch:str, path)->str: # a tag, or a file beside `path`
+    "The backbone that a model file names; places outside its own folder are not followed."
+    if backbone in ("tiny", "random", *open_clip.list_pretrained_tags_by_model(arch)): return backbone
+    name = backbone.replace("\\", "/").split("/")[-1]
+    beside = os.path.join(Path(path).parent, name)
+    if os.path.isfile(beside): return beside
+    raise FileNotFoundError(f"{path}: was trained on the backbone {backbone!r}, neither a tag nor a file beside it; "
+                            "give its weights as clip (--clip FILE)")
 
 def load_decoder(model:WeCLIP,     # changed in place
                  state:dict,       # decoder's state dict
                  path="checkpoint" # where it came from, for the message
     )->None:
     "Weights into the decoder; names what does not fit."
-    want, got = ({k: tuple(v.shape) if isinstance(v, Tensor) else type(v) for k, v in s.items()} for s in (model.decoder.state_dict(), state))
+    want = _shapes(model.decoder.state_dict())
+    got = _shapes(state)
     odd = [k for k in sorted({*want, *got}) if want.get(k) != got.get(k)]
     if odd:
         first = "; ".join(f"{k}: expected {want.get(k, 'nothing')}, got {got.get(k, 'nothing')}" for k in odd[:3])
-        raise ValueError(f"{path}: does not fit {model.classes.n_classes} classes and a backbone of width {model.clip.width}: {first}")
+        raise ValueError(f"{path}: does not fit {model.classes.n_classes} classes and a backbone of width "
+                         f"{model.clip.width}: {first}")
     model.decoder.load_state_dict(state)
+
+def _shapes(state:dict)->dict:
+    "Shape of each tensor, type of anything else."
+    return {k: tuple(v.shape) if isinstance(v, Tensor) else type(v) for k, v in state.items()}

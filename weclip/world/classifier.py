@@ -36,14 +36,20 @@ def class_loss(model,    # of `new_classifier`, in training mode
     )->Tensor:
     "Binary cross-entropy over the things that a crop shows, as `clip_loss` otherwise."
     img, facts, _ = crops(data, step, bs, model.visual.image_size[0], seed)
-    with cast: logits = class_logits(model, img.to(model.head.weight.device))
+    with cast:
+        logits = class_logits(model, img.to(model.head.weight.device))
     return F.binary_cross_entropy_with_logits(logits.float(), facts[:, :N_C].to(logits.device))
 
 # %% ../../nbs/3_world/02_classifier.ipynb #9aed3c73
 def has_bf16(device="cpu" # where to compute
     )->bool:
     "Does a device compute in bfloat16 itself?"
-    return torch.cuda.is_bf16_supported() if torch.device(device).type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.device(device).type == "cuda": return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def _stored(state:dict)->dict: # of a model's state dict
+    "What a file of the classifier holds: image tower and head."
+    return {k: v for k, v in state.items() if k.startswith(("visual.", "head."))}
 
 def train_classifier(folder,          # pictures, checkpoints and the log go here, and classifier.safetensors
                      samples=192_000, # pictures seen in all
@@ -51,16 +57,22 @@ def train_classifier(folder,          # pictures, checkpoints and the log go her
     )->open_clip.CLIP:                # in evaluation mode
     "Train the classifier, or continue; writes its weights when done."
     model = train_tiny(folder, samples, new=new_classifier, loss=class_loss, **kw)
-    state = {k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items() if k.startswith(("visual.", "head."))}
-    with whole_file(Path(folder)/"classifier.safetensors") as part: save_file(state, part)
+    state = {k: v.detach().half().cpu().contiguous() for k, v in _stored(model.state_dict()).items()}
+    with whole_file(Path(folder)/"classifier.safetensors") as part:
+        save_file(state, part)
     return model
 
 def load_classifier(path # classifier.safetensors
     )->open_clip.CLIP:   # float32, evaluation mode
     "The trained classifier."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a trained classifier, found no such file; make it with: weclip classifier --out {Path(path).parent}")
-    model, state = new_classifier(), load_file(path)
-    want = {k for k in model.state_dict() if k.startswith(("visual.", "head."))}
-    if set(state) != want: raise ValueError(f"{path}: expected the weights of `train_classifier`, got others ({len(set(state) ^ want)} names differ)")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a trained classifier, found no such file; "
+                                f"make it with: weclip classifier --out {path.parent}")
+    model = new_classifier()
+    state = load_file(path)
+    differ = set(state) ^ set(_stored(model.state_dict()))
+    if differ:
+        raise ValueError(f"{path}: expected the weights of `train_classifier`, got others ({len(differ)} names differ)")
     model.load_state_dict(state, strict=False)
     return model.float().eval()

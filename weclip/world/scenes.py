@@ -47,9 +47,10 @@ def bar(p,         # one end, (x, y)
         w          # width
     )->np.ndarray: # (4, 2)
     "A bar of width `w` from `p` to `q`."
-    p, q = np.array(p, float), np.array(q, float)
-    n = np.array([p[1] - q[1], q[0] - p[0]]) / np.linalg.norm(q - p) * w/2
-    return np.stack([p + n, q + n, q - n, p - n])
+    p = np.array(p, float)
+    q = np.array(q, float)
+    aside = np.array([p[1] - q[1], q[0] - p[0]]) / np.linalg.norm(q - p) * w/2  # half a width, square to the bar
+    return np.stack([p + aside, q + aside, q - aside, p - aside])
 
 def poly(*corners  # n pairs (x, y)
     )->np.ndarray: # (n, 2)
@@ -64,24 +65,34 @@ def wheels(xs,                    # centres, x
            hub_material="metal"   # see `MATERIALS`
     )->list:                      # parts, two a wheel
     "Tyres with hubs, shared by car, bus and train."
-    return [part for x in xs for part in ((ellipse(x, y, radius, radius), "tyre"),
-                                          (ellipse(x, y, radius*hub, radius*hub, 10), hub_material))]
+    parts = []
+    for x in xs:
+        parts += [(ellipse(x, y, radius, radius), "tyre"),
+                  (ellipse(x, y, radius*hub, radius*hub, 10), hub_material)]
+    return parts
 
 def car(r:Generator # source of the proportions
     )->list:        # parts (polygon, material), back to front
     "Two windows in a low cabin, two wheels and a headlight."
-    h, c, x0, x1 = r.uniform(.22, .34), r.uniform(.25, .4), r.uniform(-.55, -.35), r.uniform(.3, .5)
-    m = (x0 + x1)/2 - .05
+    h = r.uniform(.22, .34)     # half the body's height
+    c = r.uniform(.25, .4)      # height of the cabin
+    x0 = r.uniform(-.55, -.35)  # the cabin's ends
+    x1 = r.uniform(.3, .5)
+    m = (x0 + x1)/2 - .05       # post between the windows
+    sill = -h*.25
+    top = -c - h*.05
     return [(poly((x0, -h*.2), (x0+.2, -c-h*.2), (x1-.25, -c-h*.2), (x1+.05, -h*.2)), "body"),
             (poly((-1, 0), (-.95, -h*.4), (.6, -h*.45), (.97, -h*.05), (1, h), (-1, h)), "body"),
-            (poly((x0+.1, -h*.25), (x0+.23, -c-h*.05), (m, -c-h*.05), (m, -h*.25)), "glass"),
-            (poly((m+.07, -h*.25), (m+.07, -c-h*.05), (x1-.27, -c-h*.05), (x1-.07, -h*.25)), "glass"),
-            *wheels((-.58, .58), h, r.uniform(.17, .25), .45), (ellipse(.93, h*.25, .06, .08, 8), "light")]
+            (poly((x0+.1, sill), (x0+.23, top), (m, top), (m, sill)), "glass"),
+            (poly((m+.07, sill), (m+.07, top), (x1-.27, top), (x1-.07, sill)), "glass"),
+            *wheels((-.58, .58), h, r.uniform(.17, .25), .45),
+            (ellipse(.93, h*.25, .06, .08, 8), "light")]
 
 def bus(r:Generator # source of the proportions
     )->list:        # parts (polygon, material), back to front
     "A tall box with a row of windows and two wheels, often a stripe."
-    h, n = r.uniform(.42, .6), r.integers(4, 6)
+    h = r.uniform(.42, .6)  # half its height
+    n = r.integers(4, 6)    # windows
     stripe = [(box(-1, h*.15, 1, h*.4), "trim")] if r.random() < .6 else []
     panes = [(box(x, -h*.75, x + 1.75/n*.78, -h*.05), "glass") for x in np.arange(n)*1.75/n - .93]
     return [(poly((-1, -h), (.9, -h), (1, -h*.6), (1, h*.8), (-1, h*.8)), "body"), *stripe, *panes,
@@ -90,124 +101,190 @@ def bus(r:Generator # source of the proportions
 def train(r:Generator # source of the proportions
     )->list:          # parts (polygon, material), back to front
     "A steam engine: boiler, cab, funnel, five wheels on a rod."
-    h, cab, wheel = r.uniform(.2, .3), r.uniform(.35, .5), r.uniform(.12, .16)
-    return [(box(-1+cab*.5, -h, .85, h), "body"), (ellipse(.85, 0, .12, h, 16), "trim"), (box(-1, -h*2.3, -1+cab, h), "body"),
-            (box(-.93, -h*2, -1.07+cab, -h*.9), "glass"), (box(-1.06, -h*2.6, -.94+cab, -h*2.25), "trim"),
-            (poly((.5, -h), (.45, -h*2.2), (.75, -h*2.2), (.68, -h)), "dark"), (ellipse(.1, -h, .12, .12, 12), "trim"),
-            (box(-1, h, .95, h+.08), "dark"), *wheels(np.linspace(-.82, .78, 5), h+.12, wheel, .55, "trim"),
-            (bar((-.82, h+.12), (.78, h+.12), .05), "metal"), (poly((.9, h), (1.1, h+.25), (.85, h+.25)), "dark")]
+    h = r.uniform(.2, .3)        # half the boiler's height
+    cab = r.uniform(.35, .5)     # length of the cab
+    wheel = r.uniform(.12, .16)  # radius
+    axle = h + .12
+    return [(box(-1+cab*.5, -h, .85, h), "body"),
+            (ellipse(.85, 0, .12, h, 16), "trim"),
+            (box(-1, -h*2.3, -1+cab, h), "body"),
+            (box(-.93, -h*2, -1.07+cab, -h*.9), "glass"),
+            (box(-1.06, -h*2.6, -.94+cab, -h*2.25), "trim"),
+            (poly((.5, -h), (.45, -h*2.2), (.75, -h*2.2), (.68, -h)), "dark"),
+            (ellipse(.1, -h, .12, .12, 12), "trim"),
+            (box(-1, h, .95, h+.08), "dark"),
+            *wheels(np.linspace(-.82, .78, 5), axle, wheel, .55, "trim"),
+            (bar((-.82, axle), (.78, axle), .05), "metal"),
+            (poly((.9, h), (1.1, h+.25), (.85, h+.25)), "dark")]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #3ff1a9ac
 def boat(r:Generator # source of the proportions
     )->list:         # parts (polygon, material), back to front
     "A hull with a rim, under two sails or a cabin."
-    h, x, top = r.uniform(.25, .4), r.uniform(-.15, .15), r.uniform(-1, -.75)
-    sails = [(bar((x, top), (x, .2), .06), "wood"), (poly((x+.05, top+.05), (x+r.uniform(.55, .8), .12), (x+.05, .12)), "trim"),
+    h = r.uniform(.25, .4)    # depth of the hull
+    x = r.uniform(-.15, .15)  # mast
+    top = r.uniform(-1, -.75)
+    sails = [(bar((x, top), (x, .2), .06), "wood"),
+             (poly((x+.05, top+.05), (x+r.uniform(.55, .8), .12), (x+.05, .12)), "trim"),
              (poly((x-.05, top+.15), (x-r.uniform(.4, .65), .12), (x-.05, .12)), "trim")]
-    cabin = [(box(-.5, -.35, .35, .2), "trim"), (box(-.4, -.25, -.1, -.02), "glass"), (box(0, -.25, .25, -.02), "glass"),
+    cabin = [(box(-.5, -.35, .35, .2), "trim"),
+             (box(-.4, -.25, -.1, -.02), "glass"),
+             (box(0, -.25, .25, -.02), "glass"),
              (box(-.35, -.7, -.15, -.35), "dark")]
-    return [*(sails if r.random() < .65 else cabin), (poly((-.95, .15), (1, .1), (.7, .15+h), (-.7, .15+h)), "body"),
+    above = sails if r.random() < .65 else cabin
+    return [*above,
+            (poly((-.95, .15), (1, .1), (.7, .15+h), (-.7, .15+h)), "body"),
             (poly((-.95, .15), (1, .1), (.96, .2), (-.9, .23)), "trim")]
 
 def plane(r:Generator # source of the proportions
     )->list:          # parts (polygon, material), back to front
     "A fuselage with two wings, a fin, six windows, a cockpit and an engine."
-    t = r.uniform(.15, .21)
-    return [(poly((-.15, 0), (-.5, -.75), (-.25, -.75), (.25, 0)), "trim"), (ellipse(0, 0, 1, t, 28), "body"),
+    t = r.uniform(.15, .21)  # half the fuselage's height
+    windows = [(ellipse(x, -t*.3, .035, .04, 8), "glass") for x in np.linspace(-.4, .5, 6)]
+    return [(poly((-.15, 0), (-.5, -.75), (-.25, -.75), (.25, 0)), "trim"),
+            (ellipse(0, 0, 1, t, 28), "body"),
             (poly((-.95, 0), (-1.05, -.5), (-.8, -.5), (-.6, -.02)), "trim"),
             (poly((-.1, .03), (-.6, .7), (-.3, .72), (.35, .03)), "trim"),
-            *[(ellipse(x, -t*.3, .035, .04, 8), "glass") for x in np.linspace(-.4, .5, 6)],
-            (poly((.72, -t*.5), (.95, -.02), (.7, -.02)), "glass"), (ellipse(-.1, .35, .13, .06, 10), "metal")]
+            *windows,
+            (poly((.72, -t*.5), (.95, -.02), (.7, -.02)), "glass"),
+            (ellipse(-.1, .35, .13, .06, 10), "metal")]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #c4f874dc
 def bird(r:Generator # source of the proportions
     )->list:         # parts (polygon, material), back to front
     "Two legs, a tail, a head with beak and eye; the wing folded or raised."
-    w, h, tail = r.uniform(.5, .62), r.uniform(.3, .42), r.uniform(-.2, .2)
-    wing = (ellipse(-.1, 0, w*.65, h*.5, 18), "trim") if r.random() < .5 else (poly((.1, 0), (-.45, -.9), (-.5, .05)), "trim")
-    return [(bar((-.05, h), (-.08, .8), .05), "beak"), (bar((.15, h), (.14, .8), .05), "beak"),
-            (poly((-w+.1, -.05), (-1.05, -.1+tail), (-1, .2), (-w+.1, .18)), "trim"), (ellipse(0, .05, w, h, 24), "body"),
-            (ellipse(w*.8, -h*.95, .26, .25, 18), "body"),
-            (poly((w*.8+.2, -h*.95-.08), (w*.8+.52, -h*.9), (w*.8+.2, -h*.95+.12)), "beak"),
-            (ellipse(w*.8+.08, -h, .055, .055, 8), "dark"), wing]
+    w = r.uniform(.5, .62)     # half the body's width
+    h = r.uniform(.3, .42)     # and height
+    tail = r.uniform(-.2, .2)  # how far the tail is lowered
+    folded = ellipse(-.1, 0, w*.65, h*.5, 18)
+    raised = poly((.1, 0), (-.45, -.9), (-.5, .05))
+    wing = folded if r.random() < .5 else raised
+    x = w*.8     # centre of the head
+    y = -h*.95
+    return [(bar((-.05, h), (-.08, .8), .05), "beak"),
+            (bar((.15, h), (.14, .8), .05), "beak"),
+            (poly((-w+.1, -.05), (-1.05, -.1+tail), (-1, .2), (-w+.1, .18)), "trim"),
+            (ellipse(0, .05, w, h, 24), "body"),
+            (ellipse(x, y, .26, .25, 18), "body"),
+            (poly((x+.2, y-.08), (x+.52, -h*.9), (x+.2, y+.12)), "beak"),
+            (ellipse(x+.08, -h, .055, .055, 8), "dark"),
+            (wing, "trim")]
 
 def cat(r:Generator # source of the proportions
     )->list:        # parts (polygon, material), back to front
     "A curled tail, four legs, a head with two ears, two eyes and a nose; often striped."
     a = np.linspace(0, 2.2, 10)
-    tail = np.stack([-.6 - r.uniform(.35, .5)*np.sin(a), .35 - .3*a], 1)
-    stripes = [(poly((x, -.12), (x+.09, -.14), (x+.05, .3)), "trim") for x in (-.4, -.15, .1)] if r.random() < .6 else []
-    return [(np.concatenate([tail, tail[::-1] + (.11, .03)]), "body"),
-            *[(box(x-.07, .3, x+.07, .9), "body") for x in (-.5, -.3, .2, .4)],
-            (ellipse(-.05, .2, .68, .36, 24), "body"), *stripes, (poly((.32, -.45), (.36, -.88), (.58, -.6)), "body"),
-            (poly((.68, -.6), (.9, -.88), (.95, -.4)), "body"), (ellipse(.63, -.3, .34, .32, 22), "body"),
-            (ellipse(.52, -.35, .06, .07, 8), "light"), (ellipse(.76, -.35, .06, .07, 8), "light"),
+    edge = np.stack([-.6 - r.uniform(.35, .5)*np.sin(a), .35 - .3*a], 1)
+    tail = np.concatenate([edge, edge[::-1] + (.11, .03)])
+    is_striped = r.random() < .6
+    stripes = [(poly((x, -.12), (x+.09, -.14), (x+.05, .3)), "trim") for x in (-.4, -.15, .1)] if is_striped else []
+    legs = [(box(x-.07, .3, x+.07, .9), "body") for x in (-.5, -.3, .2, .4)]
+    return [(tail, "body"), *legs,
+            (ellipse(-.05, .2, .68, .36, 24), "body"), *stripes,
+            (poly((.32, -.45), (.36, -.88), (.58, -.6)), "body"),
+            (poly((.68, -.6), (.9, -.88), (.95, -.4)), "body"),
+            (ellipse(.63, -.3, .34, .32, 22), "body"),
+            (ellipse(.52, -.35, .06, .07, 8), "light"),
+            (ellipse(.76, -.35, .06, .07, 8), "light"),
             (poly((.6, -.22), (.68, -.22), (.64, -.16)), "pink")]
 
 def fish(r:Generator # source of the proportions
     )->list:         # parts (polygon, material), back to front
     "A forked tail, three fins and an eye; often striped."
-    h = r.uniform(.36, .54)
-    stripes = [(poly((x, -h*.8), (x+.12, -h*.85), (x+.12, h*.85), (x, h*.8)), "trim") for x in (-.25, .05)] if r.random() < .6 else []
-    return [(poly((-.55, 0), (-1.05, -.42), (-.92, 0), (-1.05, .42)), "trim"), (poly((-.3, -h*.7), (-.1, -h*1.5), (.35, -h*.7)), "trim"),
-            (poly((-.1, h*.7), (-.15, h*1.35), (.2, h*.75)), "trim"), (ellipse(.1, 0, .75, h, 26), "body"), *stripes,
-            (ellipse(.58, -h*.2, .09, .09, 10), "white"), (ellipse(.6, -h*.2, .045, .045, 8), "dark"),
+    h = r.uniform(.36, .54)  # half the body's height
+    stripes = []
+    if r.random() < .6:
+        stripes = [(poly((x, -h*.8), (x+.12, -h*.85), (x+.12, h*.85), (x, h*.8)), "trim") for x in (-.25, .05)]
+    return [(poly((-.55, 0), (-1.05, -.42), (-.92, 0), (-1.05, .42)), "trim"),
+            (poly((-.3, -h*.7), (-.1, -h*1.5), (.35, -h*.7)), "trim"),
+            (poly((-.1, h*.7), (-.15, h*1.35), (.2, h*.75)), "trim"),
+            (ellipse(.1, 0, .75, h, 26), "body"), *stripes,
+            (ellipse(.58, -h*.2, .09, .09, 10), "white"),
+            (ellipse(.6, -h*.2, .045, .045, 8), "dark"),
             (poly((0, .05), (-.2, .2), (.12, .22)), "trim")]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #51b87029
 def flower(r:Generator # source of the proportions
     )->list:           # parts (polygon, material), back to front
     "Five to eight petals around a heart, on a stem with two leaves."
-    n, radius, turn, cy = r.integers(5, 9), r.uniform(.36, .46), r.uniform(0, 1), -.4
-    a = turn + 2*pi*np.arange(n)/n
+    n = r.integers(5, 9)           # petals
+    radius = r.uniform(.36, .46)
+    cy = -.4                       # height of the heart
+    a = r.uniform(0, 1) + 2*pi*np.arange(n)/n
     petal = ellipse(0, 0, radius*.62, radius*.36*6/n + .03, 14)
-    petals = [(petal @ np.array([[c, s], [-s, c]]) + (c*radius*.8, cy + s*radius*.8), "body") for c, s in zip(np.cos(a), np.sin(a))]
-    return [(bar((0, cy), (r.uniform(-.15, .15), 1), .1), "leaf"), (ellipse(.22, .5, .26, .11, 12), "leaf"),
+    petals = []
+    for c, s in zip(np.cos(a), np.sin(a)):
+        turn = np.array([[c, s], [-s, c]])
+        petals.append((petal @ turn + (c*radius*.8, cy + s*radius*.8), "body"))
+    stem = bar((0, cy), (r.uniform(-.15, .15), 1), .1)
+    heart = "light" if r.random() < .7 else "brown"
+    return [(stem, "leaf"),
+            (ellipse(.22, .5, .26, .11, 12), "leaf"),
             (ellipse(-.22, .65, .26, .11, 12), "leaf"), *petals,
-            (ellipse(0, cy, radius*.42, radius*.42, 16), "light" if r.random() < .7 else "brown")]
+            (ellipse(0, cy, radius*.42, radius*.42, 16), heart)]
 
 def cup(r:Generator # source of the proportions
     )->list:        # parts (polygon, material), back to front
     "A tapering cup of coffee with a handle, sometimes a band."
-    w, h, foot, a = r.uniform(.45, .6), r.uniform(.5, .75), r.uniform(.6, .95), np.linspace(-1.4, 1.4, 14)
-    ring = [np.stack([w*.9 + k*np.cos(a), k*np.sin(a)*h/.6], 1) for k in (.42, .26)]
+    w = r.uniform(.45, .6)    # half the width of the rim
+    h = r.uniform(.5, .75)    # half the height
+    foot = r.uniform(.6, .95) # width of the foot, as a fraction of the rim's
+    a = np.linspace(-1.4, 1.4, 14)
+    outer, inner = [np.stack([w*.9 + k*np.cos(a), k*np.sin(a)*h/.6], 1) for k in (.42, .26)]
     band = [(box(-w*.95, -.15, w*.95, .15), "trim")] if r.random() < .4 else []
-    return [(np.concatenate([ring[0], ring[1][::-1]]), "body"), (poly((-w, -h), (w, -h), (w*foot, h), (-w*foot, h)), "body"),
-            (ellipse(0, h, w*foot, .1, 16), "body"), (ellipse(0, -h, w, .14), "trim"), (ellipse(0, -h, w*.85, .1, 18), "coffee"), *band]
+    return [(np.concatenate([outer, inner[::-1]]), "body"),
+            (poly((-w, -h), (w, -h), (w*foot, h), (-w*foot, h)), "body"),
+            (ellipse(0, h, w*foot, .1, 16), "body"),
+            (ellipse(0, -h, w, .14), "trim"),
+            (ellipse(0, -h, w*.85, .1, 18), "coffee"), *band]
 
 def house(r:Generator # source of the proportions
     )->list:          # parts (polygon, material), back to front
     "A chimney behind a gabled roof, a door, and a window on each side that has room for it."
-    w, h, top, door = r.uniform(.65, .85), r.uniform(.6, .8), r.uniform(-.25, -.05), r.uniform(-.3, .3)
-    panes = [p for x in (-w*.65, w*.65) if abs(x - door) > .3
-             for p in ((box(x-.15, top+.15, x+.15, top+.42), "glass"), (bar((x, top+.15), (x, top+.42), .04), "white"))]
-    return [(box(w*.35, -.85, w*.6, -.2), "brick"), (box(-w, top, w, h), "body"),
-            (poly((-w-.15, top), (r.uniform(-.2, .2), -.95), (w+.15, top)), "trim"), (box(door-.14, h-.5, door+.14, h), "wood"), *panes]
+    w = r.uniform(.65, .85)     # half the width
+    h = r.uniform(.6, .8)       # ground
+    top = r.uniform(-.25, -.05) # of the walls
+    door = r.uniform(-.3, .3)
+    panes = []
+    for x in (-w*.65, w*.65):
+        if abs(x - door) > .3:
+            panes += [(box(x-.15, top+.15, x+.15, top+.42), "glass"), (bar((x, top+.15), (x, top+.42), .04), "white")]
+    return [(box(w*.35, -.85, w*.6, -.2), "brick"),
+            (box(-w, top, w, h), "body"),
+            (poly((-w-.15, top), (r.uniform(-.2, .2), -.95), (w+.15, top)), "trim"),
+            (box(door-.14, h-.5, door+.14, h), "wood"), *panes]
 
 def lamp(r:Generator # source of the proportions
     )->list:         # parts (polygon, material), back to front
     "A shade with a rim on a stand, half of the time with its bulb showing."
-    w, t, y = r.uniform(.55, .75), r.uniform(.25, .4), r.uniform(-.15, .05)
+    w = r.uniform(.55, .75)  # half the width of the shade, below
+    t = r.uniform(.25, .4)   # and above
+    y = r.uniform(-.15, .05) # rim
     bulb = [(ellipse(0, y+.03, .12, .1, 10), "light")] if r.random() < .5 else []
-    return [(bar((0, y), (0, .85), r.uniform(.09, .16)), "metal"), (ellipse(0, .88, .42, .12, 18), "metal"),
-            (poly((-t, -.95), (t, -.95), (w, y), (-w, y)), "body"), (poly((-w, y-.08), (w, y-.08), (w, y), (-w, y)), "trim"), *bulb]
+    return [(bar((0, y), (0, .85), r.uniform(.09, .16)), "metal"),
+            (ellipse(0, .88, .42, .12, 18), "metal"),
+            (poly((-t, -.95), (t, -.95), (w, y), (-w, y)), "body"),
+            (poly((-w, y-.08), (w, y-.08), (w, y), (-w, y)), "trim"), *bulb]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #1a200b99
-SHAPES = dict(plane=plane, bird=bird, boat=boat, bus=bus, car=car, cat=cat, cup=cup, fish=fish, flower=flower, house=house, lamp=lamp,
-              train=train)
+SHAPES = dict(plane=plane, bird=bird, boat=boat, bus=bus, car=car, cat=cat, cup=cup, fish=fish, flower=flower,
+              house=house, lamp=lamp, train=train)
 TILT = dict(plane=35, fish=30, bird=20, boat=12)  # standard deviation of the rotation in degrees; 6 for the rest
-HOME = dict(plane=["sky"], bird=["sky", "forest", "grass"], boat=["water"], bus=["road"], car=["road", "sand"], cat=["wall", "grass"],
-            cup=["wall", "rock"], fish=["water"], flower=["grass", "forest"], house=["grass", "snow"], lamp=["wall"],
-            train=["rock", "snow", "forest"])  # usual grounds
+HOME = dict(plane=["sky"], bird=["sky", "forest", "grass"], boat=["water"], bus=["road"], car=["road", "sand"],
+            cat=["wall", "grass"], cup=["wall", "rock"], fish=["water"], flower=["grass", "forest"],
+            house=["grass", "snow"], lamp=["wall"], train=["rock", "snow", "forest"])  # usual grounds
 
 # %% ../../nbs/3_world/00_scenes.ipynb #d995d276
-RGB = dict(red=(200, 45, 40), green=(60, 140, 60), blue=(50, 80, 190), yellow=(225, 195, 60), white=(232, 230, 225), black=(45, 45, 50),
-           orange=(225, 125, 40), brown=(125, 85, 55), pink=(225, 130, 160), grey=(140, 140, 145), purple=(125, 65, 150))
-MATERIALS = dict(glass=(120, 150, 175), tyre=(38, 38, 40), metal=(150, 150, 155), light=(240, 215, 110), dark=(50, 48, 50),
-                 wood=(130, 92, 58), beak=(230, 150, 50), white=(235, 235, 235), brick=(150, 80, 65), coffee=(85, 55, 35),
-                 leaf=(70, 130, 55), brown=(110, 75, 45), pink=(220, 130, 150))
-GROUNDS = dict(grass=(95, 140, 65), sky=(140, 185, 230), water=(55, 105, 150), sand=(215, 190, 140), road=(105, 105, 110),
-               wall=(190, 170, 150), snow=(230, 235, 242), forest=(50, 85, 50), rock=(130, 120, 110))
+RGB = dict(red=(200, 45, 40), green=(60, 140, 60), blue=(50, 80, 190), yellow=(225, 195, 60), white=(232, 230, 225),
+           black=(45, 45, 50), orange=(225, 125, 40), brown=(125, 85, 55), pink=(225, 130, 160), grey=(140, 140, 145),
+           purple=(125, 65, 150))
+MATERIALS = dict(glass=(120, 150, 175), tyre=(38, 38, 40), metal=(150, 150, 155), light=(240, 215, 110),
+                 dark=(50, 48, 50), wood=(130, 92, 58), beak=(230, 150, 50), white=(235, 235, 235),
+                 brick=(150, 80, 65), coffee=(85, 55, 35), leaf=(70, 130, 55), brown=(110, 75, 45),
+                 pink=(220, 130, 150))
+GROUNDS = dict(grass=(95, 140, 65), sky=(140, 185, 230), water=(55, 105, 150), sand=(215, 190, 140),
+               road=(105, 105, 110), wall=(190, 170, 150), snow=(230, 235, 242), forest=(50, 85, 50),
+               rock=(130, 120, 110))
 COLOURS = tuple(RGB)
 
 @lru_cache
@@ -216,19 +293,23 @@ def noise_bank(n=24,     # pictures
                seed=0    # the bank is the same in every process
     )->np.ndarray:       # (n, side, side), zero mean and unit variance each
     "Fractal noise that all textures are cut from."
-    r, bank = np.random.default_rng(seed), np.zeros((n, side, side), np.float32)
+    r = np.random.default_rng(seed)
+    bank = np.zeros((n, side, side), np.float32)
     for layer in bank:
         for octave in range(6):
-            grid = r.standard_normal(np.maximum(2, 2**(octave+2) * r.uniform(.5, 1.5, 2)).astype(int)).astype(np.float32)
-            layer += np.asarray(Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC)) * r.uniform(.3, 1) * .75**octave
+            shape = np.maximum(2, 2**(octave+2) * r.uniform(.5, 1.5, 2)).astype(int)
+            grid = Image.fromarray(r.standard_normal(shape).astype(np.float32))
+            layer += np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC)) * r.uniform(.3, 1) * .75**octave
     return (bank - bank.mean((1, 2), keepdims=True)) / bank.std((1, 2), keepdims=True)
 
 def noise(r:Generator, # source of the place
           hw           # (h, w) of the window, pixels, at most the bank's
     )->np.ndarray:     # (h, w)
     "A random window of the bank, mirrored half of the time."
-    bank, (h, w) = noise_bank(), hw
-    y, x = r.integers(bank.shape[1] - h + 1), r.integers(bank.shape[2] - w + 1)
+    bank = noise_bank()
+    h, w = hw
+    y = r.integers(bank.shape[1] - h + 1)
+    x = r.integers(bank.shape[2] - w + 1)
     window = bank[r.integers(len(bank)), y:y+h, x:x+w]
     return window[:, ::-1] if r.random() < .5 else window
 
@@ -245,15 +326,26 @@ def ground(name,        # one of `GROUNDS`
            hw           # (h, w), pixels
     )->np.ndarray:      # (h, w, 3), grey levels, not yet clipped
     "A picture of one of the nine grounds."
-    n, m, grain = noise(r, hw), noise(r, hw), r.standard_normal(hw)
+    n = noise(r, hw)
+    m = noise(r, hw)
+    grain = r.standard_normal(hw)
     y, x = np.mgrid[:hw[0], :hw[1]] / 112
-    walls = [lambda: -35.*bricks(x, y, r.uniform(6, 14)) + n*7, lambda: np.sign(np.sin(x*r.uniform(36, 84)))*12 + n*5, lambda: n*10]
-    relief = dict(grass=lambda: n*14 + m*10*np.sin(x*r.uniform(75, 125) + n*2), sky=lambda: np.clip(n, 0, 3)*r.uniform(5, 35) + y*25,
+    walls = [lambda: -35.*bricks(x, y, r.uniform(6, 14)) + n*7,
+             lambda: np.sign(np.sin(x*r.uniform(36, 84)))*12 + n*5,
+             lambda: n*10]
+    wall = walls[r.choice(3, p=[.4, .3, .3])]
+    relief = dict(grass=lambda: n*14 + m*10*np.sin(x*r.uniform(75, 125) + n*2),
+                  sky=lambda: np.clip(n, 0, 3)*r.uniform(5, 35) + y*25,
                   water=lambda: np.sin(y*r.uniform(50, 110) + n*r.uniform(1, 2.5))*14 + n*8,
-                  sand=lambda: n*8 + grain*6, road=lambda: n*6 + grain*9, snow=lambda: n*9, forest=lambda: n*26 + m*16,
-                  rock=lambda: np.abs(n)*34 - 25 + m*10, wall=walls[r.choice(3, p=[.4, .3, .3])])[name]()
+                  sand=lambda: n*8 + grain*6,
+                  road=lambda: n*6 + grain*9,
+                  snow=lambda: n*9,
+                  forest=lambda: n*26 + m*16,
+                  rock=lambda: np.abs(n)*34 - 25 + m*10,
+                  wall=wall)[name]()
     colour = np.array(GROUNDS[name])
-    if name == "wall": colour = .4*colour + .36*np.array(RGB[r.choice(COLOURS)]) + 36
+    if name == "wall":
+        colour = .4*colour + .36*np.array(RGB[r.choice(COLOURS)]) + 36
     return (colour + r.normal(0, 14, 3) + relief[..., None]).astype(np.float32)
 
 # %% ../../nbs/3_world/00_scenes.ipynb #6c31fdcb
@@ -278,10 +370,13 @@ def paint(img,     # (h, w, 3) float, grey levels, changed in place
           label    # class id of the part; None: leave `lbl` as it is
     )->None:
     "Paint one part, where it lies inside the picture."
-    if (found := coverage(corners, lbl.shape)) is None: return
-    win, alpha = found
-    img[win] += alpha[..., None] * ((colour + texture[win][..., None]) * light[win][..., None] - img[win])
-    if label is not None: lbl[win][alpha > .5] = label
+    found = coverage(corners, lbl.shape)
+    if found is None: return
+    window, alpha = found
+    surface = (colour + texture[window][..., None]) * light[window][..., None]
+    img[window] += alpha[..., None] * (surface - img[window])
+    if label is not None:
+        lbl[window][alpha > .5] = label
 
 # %% ../../nbs/3_world/00_scenes.ipynb #ca24e281
 def rotation(degrees # angle; positive turns clockwise on the screen, where y points down
@@ -295,7 +390,10 @@ def texture(r:Generator, # source of kind, scale and angle
     )->np.ndarray:       # (h, w), grey levels around 0
     "Surface of an object: cloudy, striped, chequered or rough."
     y, x = np.mgrid[:hw[0], :hw[1]] / 112
-    kind, f, a, n = r.random(), r.uniform(40, 100), r.uniform(0, pi), noise(r, hw)
+    kind = r.random()
+    f = r.uniform(40, 100)
+    a = r.uniform(0, pi)
+    n = noise(r, hw)
     if kind < .45: return n*r.uniform(3, 10)
     if kind < .70: return np.sign(np.sin((x*cos(a) + y*sin(a))*f))*r.uniform(5, 18) + n*4
     if kind < .85: return np.sign(np.sin(x*f)*np.sin(y*f))*r.uniform(5, 16) + n*4
@@ -308,14 +406,17 @@ def place(parts,       # (polygon, material) of an object, in its own box
           hw           # (h, w) of the canvas, pixels
     )->tuple:          # (polygons in pixels, centre (x, y) in pixels, pixels per unit of the box)
     "Turn, mirror and stretch an object's parts and set them on the canvas."
-    shape = rotation(r.normal(0, TILT.get(name, 6))) @ np.diag([r.choice([-1, 1])*r.uniform(.9, 1.1), r.uniform(.9, 1.1)])
-    turned = [p @ shape for p, _ in parts]
-    lo, hi = np.min([p.min(0) for p in turned], 0), np.max([p.max(0) for p in turned], 0)
+    turn = rotation(r.normal(0, TILT.get(name, 6)))
+    stretch = np.diag([r.choice([-1, 1])*r.uniform(.9, 1.1), r.uniform(.9, 1.1)])
+    pose = turn @ stretch
+    turned = [p @ pose for p, _ in parts]
+    low = np.min([p.min(0) for p in turned], 0)
+    high = np.max([p.max(0) for p in turned], 0)
     size = np.array(hw[::-1], float)
-    scale = fill * (size/(hi - lo)).min()
-    free = size - (hi - lo)*scale                                  # how far the box can move inside the canvas, pixels
-    corner = r.uniform(-.12, 1.12, 2)*free - lo*scale              # a little over the edge, as in photographs
-    return [p*scale + corner for p in turned], corner + (lo + hi)/2*scale, scale
+    scale = fill * (size/(high - low)).min()
+    free = size - (high - low)*scale                    # how far the box can move inside the canvas, pixels
+    corner = r.uniform(-.12, 1.12, 2)*free - low*scale  # a little over the edge, as in photographs
+    return [p*scale + corner for p in turned], corner + (low + high)/2*scale, scale
 
 def draw_object(img,         # (h, w, 3) float, grey levels, changed in place
                 lbl,         # (h, w) uint8 class ids, changed in place
@@ -326,14 +427,18 @@ def draw_object(img,         # (h, w, 3) float, grey levels, changed in place
                 label=1      # its id in `lbl`
     )->tuple:                # (centre (x, y) in pixels, pixels per unit of its box, name of the body's colour)
     "Draw one object."
-    hw, parts = lbl.shape, SHAPES[name](r)
+    hw = lbl.shape
+    parts = SHAPES[name](r)
     for _ in range(8):
         corners, centre, scale = place(parts, r, name, fill, hw)
         if all(np.hypot(*(centre - c)) > .85*(scale + s) for c, s in others): break
     body, trim = r.choice(COLOURS, 2)
-    skin, rest, a = texture(r, hw), noise(r, hw)*6, r.uniform(0, 2*pi)
+    skin = texture(r, hw)
+    rest = noise(r, hw)*6
+    a = r.uniform(0, 2*pi)  # where the light comes from
     y, x = np.mgrid[:hw[0], :hw[1]]
-    light = (1 + r.uniform(0, .25)*((x - centre[0])*cos(a) + (y - centre[1])*sin(a))/scale).clip(.6, 1.35)
+    towards = ((x - centre[0])*cos(a) + (y - centre[1])*sin(a))/scale
+    light = (1 + r.uniform(0, .25)*towards).clip(.6, 1.35)
     colours = dict(body=np.array(RGB[body]) + r.normal(0, 14, 3), trim=np.array(RGB[trim]) + r.normal(0, 14, 3))
     for p, (_, material) in zip(corners, parts):
         colour = colours[material] if material in colours else np.array(MATERIALS[material]) + r.normal(0, 10, 3)
@@ -362,12 +467,14 @@ def clutter(img,         # (h, w, 3) float, grey levels, changed in place
     )->None:
     "Draw things that belong to no class."
     for _ in range(r.integers(0, most+1)):
-        things = [ellipse(0, 0, 1, r.uniform(.4, 1), 12)*r.uniform(.8, 1.2, (12, 1)), bar((-1.5, 0), (1.5, 0), r.uniform(.15, .4)),
-                  box(-1, -.6, 1, .6), poly((0, -1), (1, .8), (-1, .8))]
-        p = things[r.integers(4)]
+        stone = ellipse(0, 0, 1, r.uniform(.4, 1), 12)*r.uniform(.8, 1.2, (12, 1))
+        stick = bar((-1.5, 0), (1.5, 0), r.uniform(.15, .4))
+        post = box(-1, -.6, 1, .6)
+        heap = poly((0, -1), (1, .8), (-1, .8))
+        thing = (stone, stick, post, heap)[r.integers(4)]
         colour = np.array(RGB[r.choice(COLOURS)])*.6 + 24 + r.normal(0, 15, 3)
-        p = p @ rotation(r.uniform(-60, 60)) * r.uniform(3, 11) + r.uniform(0, lbl.shape[::-1])
-        paint(img, lbl, p, colour, noise(r, lbl.shape)*8, np.ones(lbl.shape, np.float32), 0)
+        corners = thing @ rotation(r.uniform(-60, 60)) * r.uniform(3, 11) + r.uniform(0, lbl.shape[::-1])
+        paint(img, lbl, corners, colour, noise(r, lbl.shape)*8, np.ones(lbl.shape, np.float32), 0)
 
 # %% ../../nbs/3_world/00_scenes.ipynb #35ce7022
 class Scene(NamedTuple):
@@ -377,7 +484,8 @@ class Scene(NamedTuple):
     objects: list        # (class name, colour name) of each object, back to front
     grounds: list        # names of the grounds
 
-COUNTS, FILL = (.66, .27, .07), ((.7, 1.1), (.55, .85), (.45, .66))  # probability of 1, 2, 3 objects and the range of their sizes
+COUNTS = (.66, .27, .07)                        # probability of 1, 2, 3 objects
+FILL = ((.7, 1.1), (.55, .85), (.45, .66))      # and the range of their sizes
 MIN_SHARE = .02  # every object keeps at least this share of the canvas visible
 
 def draw_scene(seed,       # any int or tuple of ints
@@ -391,13 +499,21 @@ def draw_scene(seed,       # any int or tuple of ints
         n = r.choice(3, p=COUNTS) + 1
         names = [str(x) for x in r.choice(classes, n)]
         ids = [classes.index(c) + 1 for c in names]
-        (img, grounds), lbl, placed = backdrop(names[0], r, hw), np.zeros(hw, np.uint8), []
+        img, grounds = backdrop(names[0], r, hw)
+        lbl = np.zeros(hw, np.uint8)
         clutter(img, lbl, r)
-        for name, i in zip(names, ids): placed.append(draw_object(img, lbl, name, r, r.uniform(*FILL[n-1]), [p[:2] for p in placed], i))
-        if r.random() < .25: clutter(img, lbl, r, 2)
+        drawn = []  # (centre, scale, colour) of each object
+        for name, i in zip(names, ids):
+            fill = r.uniform(*FILL[n-1])
+            drawn.append(draw_object(img, lbl, name, r, fill, [(centre, scale) for centre, scale, _ in drawn], i))
+        if r.random() < .25:
+            clutter(img, lbl, r, 2)
         if all((lbl == i).mean() >= MIN_SHARE for i in ids): break
-    img = (img - 128)*r.uniform(.75, 1.15) + 128 + r.normal(0, 10) + r.normal(0, 6, 3) + r.standard_normal(img.shape)*r.uniform(1, 7)
-    return Scene(img.clip(0, 255).astype(np.uint8), lbl, [(c, str(p[2])) for c, p in zip(names, placed)], grounds)
+    img = (img - 128)*r.uniform(.75, 1.15) + 128                  # contrast
+    img = img + r.normal(0, 10) + r.normal(0, 6, 3)               # brightness and tint
+    img = img + r.standard_normal(img.shape)*r.uniform(1, 7)      # sensor noise
+    objects = [(name, str(colour)) for name, (_, _, colour) in zip(names, drawn)]
+    return Scene(img.clip(0, 255).astype(np.uint8), lbl, objects, grounds)
 
 # %% ../../nbs/3_world/00_scenes.ipynb #4cbac0ee
 STREAMS = dict(pretrain=1, train=2, dev=3, val=4, test=5)  # seeds are (stream, seed, index)
@@ -426,9 +542,11 @@ def save_scene(root:Path, # folder in VOC layout
                classes=SCENES.classes # names of what is drawn
     )->tuple:             # (ID, tags)
     "Draw and write one picture with its palette mask."
-    scene, name = draw_split(split, index, seed, classes=classes), f"{split}_{index:05d}"
+    scene = draw_split(split, index, seed, classes=classes)
+    name = f"{split}_{index:05d}"
     Image.fromarray(scene.img).save(root/"JPEGImages"/f"{name}.jpg", quality=92)
-    mask = Image.fromarray(scene.lbl); mask.putpalette(voc_palette().tobytes())
+    mask = Image.fromarray(scene.lbl)
+    mask.putpalette(voc_palette().tobytes())
     mask.save(root/"SegmentationClassAug"/f"{name}.png")
     return name, scene_tags(scene, classes)
 
@@ -442,28 +560,41 @@ def write_scenes(root,        # folder to make
                  classes=SCENES.classes # names of what is drawn; all of `SHAPES` make the harder data set
     )->Path:                  # the folder
     "Write the built-in data as a VOC2012 folder; does nothing if it is there already."
-    root, counts, classes = Path(root), dict(train=train, val=val, dev=dev, test=test), tuple(classes)
-    stamp = dict(drawing=DRAWING, seed=seed, **counts, **({} if classes == SCENES.classes else dict(classes=list(classes))))
-    if min(counts.values()) < 0 or not any(counts.values()): raise ValueError(f"expected at least one picture, got {counts}")
-    if (root/"scenes.json").is_file() and json.loads((root/"scenes.json").read_text()) == stamp: return root
-    if root.exists() and any(root.iterdir()) and not (root/"scenes.json").is_file():
-        raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files; name another folder")
-    part = root.with_name(f".{uuid.uuid4().hex[:12]}")  # a new folder as the umask wants it; tempfile's would be closed to others
+    root = Path(root)
+    classes = tuple(classes)
+    counts = dict(train=train, val=val, dev=dev, test=test)
+    if min(counts.values()) < 0 or not any(counts.values()):
+        raise ValueError(f"expected at least one picture, got {counts}")
+    settings = dict(drawing=DRAWING, seed=seed, **counts)
+    if classes != SCENES.classes:
+        settings["classes"] = list(classes)
+    stamp = root/"scenes.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == settings: return root
+    if root.exists() and any(root.iterdir()) and not stamp.is_file():
+        raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files; "
+                         "name another folder")
+    part = root.with_name(f".{uuid.uuid4().hex[:12]}")  # as the umask wants it; tempfile's would be closed to others
     try:
         _draw_into(part, counts, seed, classes, workers)
-        (part/"scenes.json").write_text(json.dumps(stamp))
-        if root.exists(): shutil.rmtree(root)
+        (part/stamp.name).write_text(json.dumps(settings))
+        if root.exists():
+            shutil.rmtree(root)
         part.rename(root)
-    finally: shutil.rmtree(part, ignore_errors=True)  # what a full disk or Ctrl-C leaves
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # what a full disk or Ctrl-C leaves
     return root
 
 def _draw_into(root:Path, counts:dict, seed, classes, workers)->None:
     "Pictures, masks, lists and tags."
-    for d in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (root/d).mkdir(parents=True)
-    todo = [(split, i) for split, n in counts.items() for i in range(n)]
-    drawn = parallel_map(save_scene, repeat(root), *zip(*todo), repeat(seed), repeat(classes), workers=workers, chunksize=16)
-    done = list(tqdm(drawn, total=len(todo), desc="drawing", leave=False))
     lists = root/"ImageSets"/"Segmentation"
-    for split, n in counts.items():
-        if n: (lists/f"{split}.txt").write_text("".join(f"{name}\n" for name, _ in done if name.startswith(split + "_")))
-    (lists/"tags.json").write_text(json.dumps(dict(done), indent=0))
+    for folder in (root/"JPEGImages", root/"SegmentationClassAug", lists):
+        folder.mkdir(parents=True)
+    splits, numbers = zip(*[(split, i) for split, n in counts.items() for i in range(n)])
+    drawn = parallel_map(save_scene, repeat(root), splits, numbers, repeat(seed), repeat(classes),
+                         workers=workers, chunksize=16)
+    tags = dict(tqdm(drawn, total=len(splits), desc="drawing", leave=False))
+    for split in counts:
+        names = [f"{name}\n" for name in tags if name.startswith(split + "_")]
+        if names:
+            (lists/f"{split}.txt").write_text("".join(names))
+    (lists/"tags.json").write_text(json.dumps(tags, indent=0))
