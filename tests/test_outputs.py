@@ -1,5 +1,5 @@
 """From a model to masks people use: exact round trips, real file kinds, batches, bounded memory, the package's front door, the page."""
-import gc, io, json, os, shutil, socket, subprocess, sys, tracemalloc
+import gc, io, json, os, shutil, socket, sys, tracemalloc
 from pathlib import Path
 
 import numpy as np, pytest, torch
