@@ -119,7 +119,7 @@ def _argument(par:Parameter)->dict:
     return {**how, **number, **default}
 
 def _default(par:Parameter)->str: # as the help shows it
-    if par.default is par.empty or par.default in (None, False, ()): return ""
+    if any(par.default is nothing for nothing in (par.empty, None, False, ())): return ""
     if isinstance(par.default, tuple): return f" ({' '.join(par.default)})"
     return f" ({par.default:g})" if isinstance(par.default, float) else f" ({par.default})"
 
