@@ -293,7 +293,7 @@ def carry_out(name:str,  # of a command
 
 # %% ../nbs/cli.ipynb #80afd725
 @contextmanager
-def _full_disk_told_once():
+def _full_disk_shown_once():
     "TensorBoard writes in a thread of its own, whose traceback would come before our line."
     usual = threading.excepthook
     def hook(args):
@@ -307,11 +307,11 @@ def _full_disk_told_once():
         threading.excepthook = usual
 
 @contextmanager
-def _warnings_told():
+def _warnings_shown():
     "Warnings of this package as lines on standard error, as long as the command runs."
     root, hub = map(logging.getLogger, (None, "huggingface_hub"))
     was = hub.propagate
-    hub.propagate = False  # it tells of its attempts itself; once is enough
+    hub.propagate = False  # it prints its attempts itself; once is enough
     handlers = [] if root.handlers else [logging.StreamHandler(sys.stderr)]
     for handler in handlers:
         root.addHandler(handler)
@@ -325,7 +325,7 @@ def _warnings_told():
 def main(argv=None # list of str; None: the command line
     )->int:        # exit status
     "Entry point of the `weclip` command."
-    with steady_output() as out, _warnings_told(), _full_disk_told_once():
+    with steady_output() as out, _warnings_shown(), _full_disk_shown_once():
         name, words = chosen(list(sys.argv[1:] if argv is None else argv))
         status = carry_out(name, words)
         out.flush()

@@ -151,7 +151,7 @@ def settings_of(set:tuple=(), # single settings, e.g. lr=1e-3 switch=0
     return dict(seed=seed) | mixed | dict(map(setting, set))
 
 @delegates(settings_of)
-def config_of(images=None,       # somebody's own pictures?
+def config_of(images=None,       # folder of the user's own pictures, if they are the data
               clip="openai",     # the backbone, as in `open_source`
               arch=ARCH,         # its architecture
               profile:str=None,  # settings for a data set: voc | coco | own | scenes (what suits the data and the CLIP)
@@ -189,9 +189,9 @@ def new_model(cfg:Config,        # its settings
               found:ClassSet,    # what is in the pictures
               clip,              # frozen CLIP, as in `open_source`
               arch,              # its architecture
-              is_listed:bool     # did somebody write the list of classes?
+              is_listed:bool     # was a list of classes given?
     )->WeCLIP:
-    "A new model for somebody's own classes."
+    "A new model for the classes of the user's own pictures."
     if clip in ("tiny", "random"):
         print(f"note: the {clip} CLIP knows nothing of photographs: on them everything runs, "
               "but no number or mask means anything", file=sys.stderr)
@@ -318,7 +318,7 @@ def train(data:str=None,    # folder in VOC2012 layout
     say(f"written: {Path(out)/'model.safetensors'}")
     leave(ranks)
 
-LONG = 500  # pictures from which on the hours of an evaluation are told before it starts
+LONG = 500  # with so many pictures an evaluation first says how many hours it will take
 
 @delegates(open_model)
 def evaluate(data:str,        # folder in VOC2012 layout
