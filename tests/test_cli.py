@@ -1,11 +1,12 @@
 """The command as a stranger uses it: training, stopping, resuming, predicting, and every kind of mistake."""
-import json, shutil, sys
+import json, os, shutil, subprocess, sys
+from argparse import SUPPRESS
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from weclip.data.pictures import read_mask, save_mask
 from weclip.world.scenes import write_scenes
-from weclip.cli import main
+from weclip.cli import COMMANDS, main
 
 FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
 TINY = ["--profile", "scenes", "--clip", "tiny"]
@@ -129,6 +130,43 @@ def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
 def test_stages_of_pseudo_labels(root, tmp_path):
     assert main(["pseudo", str(root), "--train-split", "val", "--out", str(tmp_path), *TINY, "--stages", "--device", "cpu"]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"initial", "initial+PAR", "refined", "pseudo"}
+
+def test_help_is_quick_and_quiet():
+    "It took 4 to 8 seconds and 900 MB, and printed a warning of PyTorch's about CUDA."
+    code = "import sys, time, weclip.cli as cli\nstart = time.perf_counter()\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n" \
+           "print(sorted({'torch', 'numpy', 'PIL', 'matplotlib', 'weclip.use'} & set(sys.modules)), time.perf_counter() - start < .5)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.splitlines()[-1] == "[] True" and all(f"  {name} " in done.stdout for name in COMMANDS)
+
+def test_every_option_has_help_and_the_list_tells_of_every_command():
+    from weclip.cli import load, parser_of
+    for name, (_, about) in COMMANDS.items():
+        assert load(name).__doc__ and about
+        shown = [a for a in parser_of(name)._actions if a.help != SUPPRESS]
+        assert all(a.help and not a.help.startswith(" (") for a in shown), name
+
+def test_a_device_is_picked_and_named(root, tmp_path, capsys):
+    assert main(["predict", str(root/"JPEGImages"/"val_00000.jpg"), "--out", str(tmp_path), "--no-crf"]) == 0
+    picked = "cuda" if torch.cuda.is_available() else "cpu"
+    assert capsys.readouterr().err.startswith(f"computing on {picked} (")
+
+BASE_ONLY = """
+import sys
+from weclip.cli import EXTRAS
+for modules in EXTRAS.values(): sys.modules.update(dict.fromkeys(modules))  # as if they were not installed
+from weclip.cli import main
+print(main(sys.argv[1:]))
+"""
+
+@pytest.mark.parametrize("args, status, says", [
+    (["demo", "--train", "2", "--val", "1", "--out", "{d}/run", "--no-crf", *FAST], 0, ""),
+    (["app"], 2, "pip install"),
+    (["tables", "--dry-run"], 2, "pip install 'weclip[lab]'")], ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_the_base_is_enough_for_the_demo_and_a_missing_extra_is_named(args, status, says, tmp_path):
+    env = {**os.environ, "WECLIP_CACHE": str(tmp_path/"cache")}
+    command = [sys.executable, "-c", BASE_ONLY, *(a.format(d=tmp_path) for a in args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.stdout.splitlines()[-1] == str(status) and says in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
 
 @pytest.mark.parametrize("args, says", [
     (["train", "nowhere", *TINY], "nowhere: no such folder"),

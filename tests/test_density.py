@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DONE = ()  # folders of `nbs` that follow the rules; in the end all
+DONE = ("nbs", "nbs/0_tour", "nbs/1_method", "nbs/2_data", "nbs/3_world", "nbs/4_engine", "nbs/5_use", "nbs/6_lab", "nbs/7_speed", "experiments")
 SHORT = ast.Raise, ast.Return, ast.Continue, ast.Break  # may follow an `if` on its line
 BLOCKS = ast.If, ast.For, ast.While, ast.With, ast.Try, ast.ExceptHandler, ast.ClassDef
 
@@ -75,7 +75,7 @@ def test_rules_find(code): assert [what for _, what in faults(code, 120)] == [RU
 def test_rules_allow(code): assert not list(faults(code, 120))
 
 def pages():
-    return [nb for folder in DONE for nb in sorted((ROOT/"nbs").glob(f"{folder}/*.ipynb"))]
+    return [nb for folder in DONE for nb in sorted((ROOT/folder).glob("*.ipynb"))]
 
 def test_pages_can_be_read_aloud():
     found = []

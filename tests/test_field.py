@@ -12,7 +12,7 @@ from scipy.io import savemat
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
-import weclip.cli, weclip.data.field as field
+import weclip.use.commands, weclip.data.field as field
 from weclip.method.classes import COCO, VOC, voc_palette
 from weclip.data.pictures import read_mask, save_mask
 from weclip.data.voc import open_data, read_onehot, read_tags
@@ -573,7 +573,7 @@ def test_from_a_list_to_a_submission(tmp_path, capsys, monkeypatch):
     assert main(["predict", str(lists(root)/"test.txt"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]) == 0
     assert main(["data", "pack", str(tmp_path/"masks"), str(tmp_path/"r.tgz"), "--data", str(root)]) == 0
     with tarfile.open(tmp_path/"r.tgz") as t: assert len(t.getnames()) == 3
-    capsys.readouterr(); monkeypatch.setattr(weclip.cli, "LONG", 3)
+    capsys.readouterr(); monkeypatch.setattr(weclip.use.commands, "LONG", 3)
     assert main(["evaluate", str(root), "--no-crf", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "3 pictures: about 0.0 hours" in said and said.index("hours") < said.index("mIoU")

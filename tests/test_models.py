@@ -35,7 +35,7 @@ def test_every_name_is_accepted_or_told_why_not():
                                        ("coca_ViT-B-32", "pools its patches by attention"), ("EVA02-L-14", "timm's"), ("ViT-B/61", "did you mean ViT-B-16"),
                                        ("local-dir:somewhere", "expected one of"), ("hf-hub:someone/model", "expected one of")])
 def test_a_refused_name_is_one_line(tmp_path, capsys, name, why):
-    assert main(["train", "nowhere", "--arch", name, "--out", str(tmp_path/"run")]) == 2
+    assert main(["train", "nowhere", "--arch", name, "--out", str(tmp_path/"run"), "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert why in err and len(err.strip().splitlines()) == 1 and not (tmp_path/"run").exists()
 

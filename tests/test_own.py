@@ -1,5 +1,5 @@
 """Somebody's own pictures: every form of tags, every way to get them wrong, and the commands that read them."""
-import json, logging, os, random, re, unicodedata
+import inspect, json, logging, os, random, re, unicodedata
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -14,7 +14,8 @@ from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model, shared_texts, tokens_of
 from weclip.use.inspection import cam_sheets, inspect_set, survey
 from weclip.use.outputs import writer
-from weclip.cli import config_of, find_pictures, main, parser, refuse_overwriting
+from weclip.cli import main, read_arguments
+from weclip.use.commands import config_of, find_pictures, refuse_overwriting
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
 FAST = ["--set", "iters=4", "warmup=2", "d=32", "layers=1", "heads=2", "bs=4", "--device", "cpu"]
@@ -657,7 +658,8 @@ def test_train_says_how_long(mine, tmp_path, capsys):
     (["--images", "x", "--tags", "y", "--iters", "500", "--set", "switch=0"], dict(iters=500, switch=0)), (["--images", "x", "--tags", "y", "--clip", "tiny"], dict(iters=1000, crop=112, views=0)),
     (["--images", "x", "--tags", "y", "--profile", "coco"], dict(iters=80_000, bs=4)), (["root"], dict(iters=30_000, switch=9144, pad_ignore=False)), (["root", "--iters", "300"], dict(iters=300, switch=91))])
 def test_profiles(args, want):
-    cfg = config_of(parser().parse_args(["train", *args, "--out", "o"]))
+    given = read_arguments("train", [*args, "--out", "o"])
+    cfg = config_of(**{k: v for k, v in given.items() if k in inspect.signature(config_of).parameters})
     assert {k: getattr(cfg, k) for k in want} == want
 
 def test_pseudo_labels(mine, run, tmp_path):

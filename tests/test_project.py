@@ -30,7 +30,7 @@ TEXTS = MODULES + sorted((ROOT/"tests").glob("*.py")) + [ROOT/n for n in NAMED]
 INSTALL = {"demo": "python3 -m venv .venv && .venv/bin/pip install -q -e . && .venv/bin/weclip demo",
            "tests": "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python tests"}
 PLACES = re.compile("(?<![\\w.])/(?:work|root|tmp|home|Users|mnt)/")  # where somebody's machine would show
-LONG = {"cli.parser": "one line per argument of the command; a list, with nothing to follow"}  # functions of more than 30 lines of code, and why
+LONG:dict = {}  # functions of more than 30 lines of code, and why
 
 def cells(nb, kind=None):
     return [c for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] if kind in (None, c["cell_type"])]
@@ -83,6 +83,9 @@ def imports(module):
         if isinstance(n, ast.ImportFrom) and n.level:
             above = package[:len(package) - n.level + 1]
             yield ".".join([*above, n.module]) if n.module else ".".join([*above, n.names[0].name])
+        elif isinstance(n, ast.ImportFrom) and n.module.startswith("weclip."):  # inside a function
+            found = n.module.removeprefix("weclip.")
+            yield found if found in NUMBER else f"{found}.{n.names[0].name}"
 
 def is_below(low, high):
     "May module `high` import module `low`?"

@@ -6,9 +6,11 @@ import numpy as np, pytest, torch
 from PIL import Image
 
 import weclip.cli as cli
+import weclip.use.commands as commands
 from weclip.machine import Steady
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build, save_model
+from weclip.use.outputs import FORMATS
 from weclip.use.segmentation import SHIPPED
 from weclip.cli import main, trouble
 
@@ -76,15 +78,15 @@ def test_predict_and_inspect_survive_it_too(mine, tmp_path):
 def test_every_command_prints_on_a_terminal_with_few_letters(root, mine, tmp_path, monkeypatch):
     "Signs such as ≥ in the report of `bench`, and folders with names of all alphabets; in `data`, `tables`, `bench`, `demo`, `hub`, `scenes`, `pseudo` and `train`."
     out, raw = tmp_path/"Łódź-猫", io.BytesIO()
-    monkeypatch.setattr(cli, "bench", lambda **kw: {}); monkeypatch.setattr(cli, "report", lambda r: "a ≥ b")
-    monkeypatch.setattr(cli, "survey", lambda *a: {}); monkeypatch.setattr(cli, "counts_table", lambda rows: str(out))
+    monkeypatch.setattr("weclip.speed.bench.bench", lambda **kw: {}); monkeypatch.setattr("weclip.speed.bench.report", lambda r: "a ≥ b")
+    monkeypatch.setattr(commands, "survey", lambda *a: {}); monkeypatch.setattr(commands, "counts_table", lambda rows: str(out))
     monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"é"))
     train = [str(root), "--train-split", "train", *TINY, *FAST]
-    commands = (["bench"], ["data", "voc", str(root), "--check"], ["tables", "table4", "--dry-run", "--out", str(out), "--results", str(out)], ["scenes", "--train", "1", "--val", "0", "--out", str(out/"s")],
+    lines = (["bench"], ["data", "voc", str(root), "--check"], ["tables", "table4", "--dry-run", "--out", str(out), "--results", str(out)], ["scenes", "--train", "1", "--val", "0", "--out", str(out/"s")],
                 ["hub", "--checkpoint", str(mine/"model.safetensors"), "--out", str(out/"h")], ["pseudo", str(root), "--train-split", "val", *TINY, "--out", str(out/"p")],
                 ["train", *train, "--out", str(out/"t")], ["demo", "--train", "2", "--val", "1", "--out", str(out/"d"), "--no-crf", *FAST])
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # few pictures are drawn here
-    for args in commands:
+    for args in lines:
         narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         monkeypatch.setattr(sys, "stdout", narrow)
         assert main(args) in (0, 1), args
@@ -129,8 +131,8 @@ def test_a_steady_stream_takes_everything():
 def test_out_that_cannot_be_a_folder_is_told_before_any_work(root, tmp_path, capsys, monkeypatch):
     "NotADirectoryError and FileExistsError ended in a traceback, after the model was read or the training done."
     (tmp_path/"notes.txt").write_text("mine")
-    monkeypatch.setattr(cli, "open_checkpoint", lambda *a: pytest.fail("the model was read before --out was looked at"))
-    monkeypatch.setattr(cli, "build", lambda *a: pytest.fail("a model was built before --out was looked at"))
+    monkeypatch.setattr(commands, "open_checkpoint", lambda *a: pytest.fail("the model was read before --out was looked at"))
+    monkeypatch.setattr(commands, "build", lambda *a: pytest.fail("a model was built before --out was looked at"))
     for out in (tmp_path/"notes.txt", tmp_path/"notes.txt"/"below"/"masks"):
         for args in (["predict", root/"JPEGImages"], ["evaluate", root], ["train", root, *TINY], ["pseudo", root, *TINY], ["scenes"], ["inspect", root, *TINY],
                      ["demo", "--data", root], ["hub", "--checkpoint", SHIPPED]):
@@ -165,14 +167,14 @@ def raising(e):
 ], ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else "")
 def test_errors_of_the_machine_are_one_line(root, tmp_path, capsys, monkeypatch, e, words):
     "All of these were tracebacks."
-    monkeypatch.setattr(cli, "open_data", raising(e))
+    monkeypatch.setattr(commands, "open_data", raising(e))
     assert main(["evaluate", str(root), "--device", "cpu"]) == 2
     one_line(capsys.readouterr().err, *words)
 
 def test_a_mistake_of_the_package_keeps_its_traceback(root, monkeypatch):
-    monkeypatch.setattr(cli, "open_data", raising(KeyError("x")))
+    monkeypatch.setattr(commands, "open_data", raising(KeyError("x")))
     with pytest.raises(KeyError): main(["evaluate", str(root), "--device", "cpu"])
-    monkeypatch.setattr(cli, "open_data", raising(RuntimeError("shapes do not match")))
+    monkeypatch.setattr(commands, "open_data", raising(RuntimeError("shapes do not match")))
     with pytest.raises(RuntimeError): main(["evaluate", str(root), "--device", "cpu"])
 
 WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.engine.weights.save_file", None),
@@ -234,8 +236,8 @@ def test_one_mask_that_cannot_be_written_costs_no_other(root, tmp_path, capsys, 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta", "mps", "cpu:x"])
 def test_a_device_that_is_not_there_is_told_at_once(device, root, tmp_path, capsys, monkeypatch):
     "A traceback, or pages of it, after model and data had been read."
-    monkeypatch.setattr(cli, "open_checkpoint", lambda *a: pytest.fail("the model was read first"))
-    monkeypatch.setattr(cli, "build", lambda *a: pytest.fail("a model was built first"))
+    monkeypatch.setattr(commands, "open_checkpoint", lambda *a: pytest.fail("the model was read first"))
+    monkeypatch.setattr(commands, "build", lambda *a: pytest.fail("a model was built first"))
     for args in (["predict", root/"JPEGImages"], ["train", root, *TINY], ["demo"], ["tinyclip"]):
         assert main([*map(str, args), "--out", str(tmp_path/"out"), "--device", device]) == 2
         one_line(capsys.readouterr().err, f"--device {device}: expected a device of this machine, cpu")
@@ -389,7 +391,7 @@ def test_a_command_leaves_no_handler_behind(root, tmp_path):
 @pytest.mark.parametrize("name, advice", [("predict", "the masks that are there are whole"), ("evaluate", "no scores were written"), ("pseudo", "the label maps"),
                                           ("inspect", "interrupted")])
 def test_only_a_training_is_told_to_resume(name, advice, root, tmp_path, capsys, monkeypatch):
-    for f in ("open_checkpoint", "build"): monkeypatch.setattr(cli, f, raising(KeyboardInterrupt()))
+    for f in ("open_checkpoint", "build"): monkeypatch.setattr(commands, f, raising(KeyboardInterrupt()))
     data = root/"JPEGImages" if name == "predict" else root
     assert main([name, str(data), "--out", str(tmp_path), "--device", "cpu", *(TINY if name in ("pseudo", "inspect") else [])]) == 130
     err = capsys.readouterr().err
@@ -410,7 +412,7 @@ def test_the_umask_decides_over_every_file(mask, root, tmp_path, monkeypatch):
         assert main(["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]) == 0
         assert main(["hub", "--checkpoint", str(tmp_path/"run"/"model.safetensors"), "--out", str(tmp_path/"hub")]) == 0
         assert main(["export", "--checkpoint", str(tmp_path/"run"/"model.safetensors"), "--out", str(tmp_path/"model.pt2"), "--device", "cpu"]) == 0
-        assert main(["predict", str(root/"JPEGImages"/"val_00000.jpg"), "--out", str(tmp_path/"masks"), "--format", *cli.FORMATS, "--confidence", "--no-crf", "--device", "cpu"]) == 0
+        assert main(["predict", str(root/"JPEGImages"/"val_00000.jpg"), "--out", str(tmp_path/"masks"), "--format", *FORMATS, "--confidence", "--no-crf", "--device", "cpu"]) == 0
         assert main(["inspect", str(root), "--train-split", "train", *TINY, "--sheet", "1", "--out", str(tmp_path/"look"), "--device", "cpu"]) == 0
         save_tiny(tiny_clip(), tmp_path/"tiny"); write_scenes(tmp_path/"scenes", train=1, val=1); examples(tmp_path/"app")
         monkeypatch.setattr("weclip.speed.bench.report", lambda r: "fast"); _store(tmp_path/"bench"/"measured.json", "cpu", dict(x=float("nan")))

@@ -10,4 +10,5 @@ import sys
 from .cli import main
 
 # %% ../nbs/main.ipynb #1fd0505c
-if __name__ == "__main__" and __package__ == "weclip": sys.exit(main())  # a notebook, too, is called __main__, but has no package
+if __name__ == "__main__" and __package__ == "weclip":  # a notebook, too, is called __main__, but has no package
+    sys.exit(main())
