@@ -268,8 +268,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     data = first(open_training(model, root, train_split), limit)
     for split in {s for s, _ in scores} - set(blind):  # what is scored after the training is looked at before it
         check_set(_open(model, root, split, limit))
-    learnable = f"{model.n_learnable()/1e6:.2f} M learnable parameters"
-    say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; {learnable}")
+    say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
+        f"{model.n_learnable()/1e6:.2f} M learnable parameters")
     loss, on_step, seen = watch(loss_for(cfg), model, out, backbone, snapshots, resume)
     report_progress(out, "features", **seen)
     train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step,
@@ -283,10 +283,11 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     facts |= dict(_facts(model, seen, backbone), n_train=len(data), n_val=len(val), blind=list(blind), scores=found)
     val_scores = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
     miou = _write_results(model, out, start, facts, val_scores, seen)
-    say(table(miou))
-    files = sorted(p.name for p in out.iterdir() if p.name[0] != ".")
-    say(f"written to {out}: {', '.join(files)}")
+    say(f"{table(miou)}\nwritten to {out}: {_listed(out)}")
     return miou
+
+def _listed(folder:Path)->str:
+    return ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
 
 def _facts(model:WeCLIP, seen:dict, backbone)->dict:
     "What the training cost, as Table 3 counts, and what was trained."
