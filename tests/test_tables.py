@@ -245,7 +245,8 @@ def test_digest_is_of_all_that_a_number_can_depend_on():
         module = todo.pop()
         seen.add(module)
         todo |= set(imports(ROOT/"weclip"/f"{module.replace('.', '/')}.py")) - seen
-    assert seen - set(CODE) == {"machine", "method.config", "data.viz"} and set(CODE) <= seen
+    assert seen - set(CODE) == {"machine", "method.config", "data.viz", "data.field"}  # the last packs masks for a server
+    assert set(CODE) <= seen
     assert syntax(ast.parse("x = f(1)  # a")) == syntax(ast.parse("x = f(\n    1)")) != syntax(ast.parse("x = f(2)"))
     # Python 3.12.0 and 3.12.1 put an empty text behind {b}
     assert "Constant" not in json.dumps(syntax(ast.parse("f'{a:{b}}'")))
