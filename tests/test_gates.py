@@ -1,5 +1,7 @@
 """What the shipped weights must be able to do, on 150 pictures of the dev split that neither has seen."""
-import pytest, torch
+import pytest
+import torch
+
 from weclip.machine import ASSETS
 from weclip.method.classes import SCENES
 from weclip.data.voc import open_data
@@ -8,6 +10,8 @@ from weclip.world.tinyclip import average_precision, tiny_clip, zero_shot
 from weclip.engine.weights import build, load_model
 from weclip.engine.infer import evaluate
 from weclip.engine.pseudo import score_stages
+
+pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory):

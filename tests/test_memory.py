@@ -14,7 +14,7 @@ from weclip.engine.infer import evaluate
 from weclip.use.segmentation import predict_many, read_ahead
 from weclip.speed.bench import inputs
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")]
 
 def resident():
     "Bytes of memory that the process holds, after everything that can be given back was."
