@@ -30,7 +30,8 @@ def run(*cmd, **env):
     except FileNotFoundError:
         sys.exit(f"FAILED: no {cmd[0]} beside {sys.executable}; install the tools with: pip install -e '.[dev]'")
     passed = ", ".join(what for what, _ in done) or "nothing"
-    if status: sys.exit(f"FAILED: {' '.join(cmd)} (exit code {status}); passed before it: {passed}")
+    if status:
+        sys.exit(f"FAILED: {' '.join(cmd)} (exit code {status}); passed before it: {passed}")
 
 def contents():
     "Every file that is under version control or would be, by path."
@@ -43,7 +44,8 @@ def contents():
 def unchanged(before, why):
     after = contents()
     odd = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    if odd: sys.exit(f"FAILED: {why}: {', '.join(odd)}")
+    if odd:
+        sys.exit(f"FAILED: {why}: {', '.join(odd)}")
 
 def measured(folder):
     "Environment in which every Python process notes the lines of the package that it runs, workers and their children too."

@@ -7,7 +7,8 @@ import pytest, torch
 def pytest_terminal_summary(terminalreporter):
     "Why tests were skipped, each reason once."
     reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") for r in terminalreporter.stats.get("skipped", []) if isinstance(r.longrepr, tuple))
-    for why, n in reasons.most_common(): terminalreporter.write_line(f"{n} skipped: {why}")
+    for why, n in reasons.most_common():
+        terminalreporter.write_line(f"{n} skipped: {why}")
 
 @pytest.fixture(scope="session")
 def encoded():
@@ -17,7 +18,8 @@ def encoded():
     from weclip.engine.weights import load_clip
     clip = load_clip(clip_weights())
     model = FrozenCLIP(clip)
-    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    mean = torch.tensor([123.675, 116.28, 103.53])
+    std = torch.tensor([58.395, 57.12, 57.375])
     img = ((load("inputs_train")["images"].float() - mean)/std).movedim(-1, 1).contiguous()
     return dict(clip=clip, model=model, img=img, enc=model.encode(img, n_attn=11))
 

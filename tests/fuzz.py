@@ -16,27 +16,47 @@ from weclip.engine.weights import load_model, read_checkpoint, read_weights, sav
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 
 NAMES = ("cat", "dog", "horse")
-SECONDS, GIB = 10, 3  # of processor time per input, of memory for all
+SECONDS = 10  # of processor time per input, of memory for all
+GIB = 3
 
 # ---- how a file breaks
 
-def flip(b, r): b = bytearray(b); [b.__setitem__(k, b[k] ^ 1 << r.randrange(8)) for k in r.choices(range(len(b)), k=r.choice([1, 1, 2, 8, 64]))]; return bytes(b)
-def flip_head(b, r): k = min(len(b), r.choice([32, 128, 600])); return flip(b[:k], r) + b[k:]
+def flip(b, r):
+    b = bytearray(b)
+    [b.__setitem__(k, b[k] ^ 1 << r.randrange(8)) for k in r.choices(range(len(b)), k=r.choice([1, 1, 2, 8, 64]))]
+    return bytes(b)
+def flip_head(b, r):
+    k = min(len(b), r.choice([32, 128, 600]))
+    return flip(b[:k], r) + b[k:]
 def cut(b, r): return b[:r.randrange(len(b))]
 def cut_head(b, r): return b[r.randrange(1, len(b)):]
-def drop(b, r): i, j = sorted(r.choices(range(len(b) + 1), k=2)); return b[:i] + b[min(j, i + 400):]
-def repeat(b, r): i, j = sorted(r.choices(range(len(b) + 1), k=2)); return b[:j] + b[i:]
-def fill(b, r): i = r.randrange(len(b)); n = r.choice([1, 2, 4, 16]); return b[:i] + r.choice([b"\0", b"\xff", b"\x7f"])*n + b[i + n:]
-def fill_head(b, r): k = min(len(b), 200); return fill(b[:k], r) + b[k:]
-def noise(b, r): i = r.randrange(len(b)); return b[:i] + r.randbytes(r.choice([1, 7, 100])) + b[i:]
+def drop(b, r):
+    i, j = sorted(r.choices(range(len(b) + 1), k=2))
+    return b[:i] + b[min(j, i + 400):]
+def repeat(b, r):
+    i, j = sorted(r.choices(range(len(b) + 1), k=2))
+    return b[:j] + b[i:]
+def fill(b, r):
+    i = r.randrange(len(b))
+    n = r.choice([1, 2, 4, 16])
+    return b[:i] + r.choice([b"\0", b"\xff", b"\x7f"])*n + b[i + n:]
+def fill_head(b, r):
+    k = min(len(b), 200)
+    return fill(b[:k], r) + b[k:]
+def noise(b, r):
+    i = r.randrange(len(b))
+    return b[:i] + r.randbytes(r.choice([1, 7, 100])) + b[i:]
 def number(b, r):
     "A large number where a 4-byte one could be."
-    i = r.randrange(max(1, min(len(b), 300) - 4)); return b[:i] + struct.pack(r.choice("<>") + "I", r.choice([0, 1, 65535, 1 << 20, 1 << 31, (1 << 32) - 1])) + b[i + 4:]
+    i = r.randrange(max(1, min(len(b), 300) - 4))
+    return b[:i] + struct.pack(r.choice("<>") + "I", r.choice([0, 1, 65535, 1 << 20, 1 << 31, (1 << 32) - 1])) + b[i + 4:]
 
 def size(b, r):
     "Another size in the header of a PNG (with its checksum), JPEG, GIF or BMP."
     h, w = (r.choice([0, 1, 7, 5000, 9400, 20000, 65500, 1 << 24, (1 << 31) - 1]) for _ in "hw")
-    if b[:4] == b"\x89PNG": head = b[12:16] + struct.pack(">II", w, h) + b[24:29]; return b[:12] + head + struct.pack(">I", zlib.crc32(head)) + b[33:]
+    if b[:4] == b"\x89PNG":
+        head = b[12:16] + struct.pack(">II", w, h) + b[24:29]
+        return b[:12] + head + struct.pack(">I", zlib.crc32(head)) + b[33:]
     if b[:2] == b"\xff\xd8" and (m := re.search(rb"\xff[\xc0-\xc2]\0.", b, re.S)): return b[:m.end() + 1] + struct.pack(">HH", h & 65535, w & 65535) + b[m.end() + 5:]
     if b[:3] == b"GIF": return b[:6] + struct.pack("<HH", w & 65535, h & 65535) + b[10:]
     if b[:2] == b"BM": return b[:18] + struct.pack("<II", w, h) + b[26:]
@@ -49,20 +69,31 @@ WORDS = ["\0", "\ufeff", "NaN", "-Infinity", "1e999", "null", "true", "{}", "[]"
          "!!set {a}", "!!timestamp 2001-01-01", "2001-01-01", "no", "~", "---", "...", "- ", "? ", "<<: *a", "%YAML 9.9\n---\n", "<", ">", "&amp;", "&lt;", "&x;", "<!--", "-->", "<![CDATA[", "</name>", "<name/>", "<object>",
          "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>", "<?xml version='1.0' encoding='utf-7'?>", "\n", "\r", "\t"]
 
-def word(b, r): i = r.randrange(len(b) + 1); return b[:i] + r.choice(WORDS).encode("utf-8", "surrogatepass") + b[i:]
+def word(b, r):
+    i = r.randrange(len(b) + 1)
+    return b[:i] + r.choice(WORDS).encode("utf-8", "surrogatepass") + b[i:]
 def swap(b, r):
-    parts = re.split(rb"(\W+)", b); i = r.randrange(len(parts))
+    parts = re.split(rb"(\W+)", b)
+    i = r.randrange(len(parts))
     return b"".join(parts[:i] + [r.choice(WORDS).encode("utf-8", "surrogatepass")] + parts[i + 1:])
-def line(b, r): rows = b.splitlines(True); i, j = r.choices(range(len(rows)), k=2); rows.insert(i, rows[j]); return b"".join(rows)
+def line(b, r):
+    rows = b.splitlines(True)
+    i, j = r.choices(range(len(rows)), k=2)
+    rows.insert(i, rows[j])
+    return b"".join(rows)
 def encoding(b, r): return b.decode("utf-8", "replace").encode(r.choice(["utf-16", "utf-16-le", "utf-32", "utf-7", "cp037", "utf-8-sig"]), "replace")
 TEXT = (flip, cut, drop, repeat, noise, word, word, word, swap, swap, swap, line, encoding)
 
 def mutants(b, how, n, seed):
     "`n` broken copies, from one to three mutations each."
     for k in range(n):
-        r, x, names = random.Random(f"{seed} {k}"), b, []
+        r = random.Random(f"{seed} {k}")
+        x = b
+        names = []
         for f in r.choices(how, k=r.choice([1, 1, 1, 2, 3])):
-            if x: x = f(x, r); names.append(f.__name__)
+            if x:
+                x = f(x, r)
+                names.append(f.__name__)
         yield "+".join(names), x
 
 # ---- the sound files
@@ -71,10 +102,17 @@ def pictures():
     "File name -> bytes, one of every kind that is read."
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((40, 30), Image.Resampling.BICUBIC)
-    grey, deep = rgb.convert("L"), Image.fromarray(rng.integers(0, 65536, (30, 40)).astype(np.uint16))
-    turned = Image.Exif(); turned[0x0112] = 6; turned[0x010F] = "maker"; turned.get_ifd(0x8769)[0x9003] = "2001:01:01 00:00:00"
+    grey = rgb.convert("L")
+    deep = Image.fromarray(rng.integers(0, 65536, (30, 40)).astype(np.uint16))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    turned[0x010F] = "maker"
+    turned.get_ifd(0x8769)[0x9003] = "2001:01:01 00:00:00"
     frames = [rgb.rotate(90*k) for k in range(3)]
-    def made(im, kind, **kw): f = io.BytesIO(); im.save(f, kind, **kw); return f.getvalue()
+    def made(im, kind, **kw):
+        f = io.BytesIO()
+        im.save(f, kind, **kw)
+        return f.getvalue()
     return {"base.jpg": made(rgb, "JPEG"), "progressive.jpg": made(rgb, "JPEG", progressive=True), "grey.jpg": made(grey, "JPEG"), "cmyk.jpg": made(rgb.convert("CMYK"), "JPEG"),
             "turned.jpg": made(rgb, "JPEG", exif=turned), "turned.png": made(rgb, "PNG", exif=turned), "base.png": made(rgb, "PNG"), "deep.png": made(deep, "PNG"),
             "twelve.png": made(Image.fromarray(np.asarray(deep) >> 4), "PNG"), "twelve.tif": made(Image.fromarray(np.asarray(deep) >> 4), "TIFF", tiffinfo={281: 4095}), "rgb16.png": rgb16(np.asarray(deep) >> 4),
@@ -92,8 +130,12 @@ def rgb16(grey):
 
 def make_root(folder):
     "Three tagged pictures in VOC2012 layout."
-    lists = folder/"ImageSets"/"Segmentation"; lists.mkdir(parents=True); (folder/"JPEGImages").mkdir(); (folder/"Annotations").mkdir()
-    for k, i in enumerate("abc"): Image.new("RGB", (8, 6), (k, 9, 9)).save(folder/"JPEGImages"/f"{i}.jpg")
+    lists = folder/"ImageSets"/"Segmentation"
+    lists.mkdir(parents=True)
+    (folder/"JPEGImages").mkdir()
+    (folder/"Annotations").mkdir()
+    for k, i in enumerate("abc"):
+        Image.new("RGB", (8, 6), (k, 9, 9)).save(folder/"JPEGImages"/f"{i}.jpg")
     (lists/"train.txt").write_text("a\nb\nc\n")
     (lists/"tags.json").write_text(json.dumps(dict(a=["cat"], b=["dog", "cat"], c=["horse"]), indent=0))
     for i, t in dict(a=["cat"], b=["dog", "cat"], c=["horse"]).items():
@@ -103,8 +145,11 @@ def make_root(folder):
 
 def onehot(protocol, n=3):
     "A pickled dict as the field's repositories share it."
-    box = np.empty((), object); box[()] = {i: np.eye(3, dtype=np.float32)[k % 3] for k, i in enumerate("abc" if n == 3 else map(str, range(n)))}
-    f = io.BytesIO(); np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=())); pickle.dump(box, f, protocol=protocol)
+    box = np.empty((), object)
+    box[()] = {i: np.eye(3, dtype=np.float32)[k % 3] for k, i in enumerate("abc" if n == 3 else map(str, range(n)))}
+    f = io.BytesIO()
+    np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=()))
+    pickle.dump(box, f, protocol=protocol)
     return f.getvalue()
 
 YAML = b"""name: street
@@ -144,8 +189,10 @@ def picture(path):
     img = read_image(path)
     with Image.open(path) as im:
         upright = im.size
-        try: upright = ImageOps.exif_transpose(im).size
-        except Exception: pass  # EXIF that cannot be read turns nothing
+        try:
+            upright = ImageOps.exif_transpose(im).size
+        except Exception:
+            pass  # EXIF that cannot be read turns nothing
     assert img.dtype == np.uint8 and img.shape == (*upright[::-1], 3), f"{img.shape} for {upright}"
 
 def mask(path):
@@ -154,19 +201,25 @@ def mask(path):
 
 class Said(logging.Handler):
     "Collects what is logged."
-    def __init__(self): super().__init__(); self.lines = []
+    def __init__(self):
+        super().__init__()
+        self.lines = []
     def emit(self, record): self.lines.append(record.getMessage())
 
 def folder(source, listed=("a", "b", "c")):
     "Opens the folder of a file of tags; every listed picture has tags, or is named as left out."
     def read(path):
-        root, said = next(p for p in path.parents if (p/"JPEGImages").is_dir()), Said()
+        root = next(p for p in path.parents if (p/"JPEGImages").is_dir())
+        said = Said()
         logging.getLogger("weclip.data.voc").addHandler(said)
-        try: data = open_data(root, "train", NAMES, source)
-        finally: logging.getLogger("weclip.data.voc").removeHandler(said)
+        try:
+            data = open_data(root, "train", NAMES, source)
+        finally:
+            logging.getLogger("weclip.data.voc").removeHandler(said)
         left = [i for line in said.lines if "left out: " in line for i in line.split("left out: ")[1].split(", ")]
         assert sorted([*left, *data.ids]) == sorted(listed or data.ids), f"{listed} are {data.ids} and, said so, {left}"
-        for t in data.tags.values(): assert t and t == sorted(set(t)) and set(t) <= {0, 1, 2}
+        for t in data.tags.values():
+            assert t and t == sorted(set(t)) and set(t) <= {0, 1, 2}
     return read
 
 def tags_json(path):
@@ -179,28 +232,37 @@ def classes(path):
     assert all(isinstance(w, str) and w for w in (c.name, c.template, *c.names, *c.prompts, *c.background)) and len(c.fg_texts) == c.n_classes - 1 and len(c.bg_texts) == len(c.background)
 
 def table(path):
-    for name, tags in rows_csv(path): assert name and all(isinstance(t, str) and t for t in tags)
+    for name, tags in rows_csv(path):
+        assert name and all(isinstance(t, str) and t for t in tags)
 
 def own_folder(path):
     "A folder of files of any name and content, beside links."
-    try: found = find_images(path.parents[1], "folders")
-    except (ValueError, FileNotFoundError) as e: raise type(e)(f"{path}: {e}") from e  # it speaks of the folder
+    try:
+        found = find_images(path.parents[1], "folders")
+    except (ValueError, FileNotFoundError) as e:
+        raise type(e)(f"{path}: {e}") from e  # it speaks of the folder
     "".join(findings(found)).encode()
     assert found.images and set(found.images) == set(found.tags)
 
 def hot(path):
-    for i, t in read_onehot(path, NAMES).items(): assert isinstance(i, str) and set(t) <= {0, 1, 2}
+    for i, t in read_onehot(path, NAMES).items():
+        assert isinstance(i, str) and set(t) <= {0, 1, 2}
 
 def models(tmp):
     "Sound checkpoint files: name -> (bytes, reader)."
-    model = bench.inputs(quick=True, size=32)[0]; opt = optimiser(model, model.cfg)
-    for p in model.decoder.parameters(): p.grad = torch.ones_like(p)
+    model = bench.inputs(quick=True, size=32)[0]
+    opt = optimiser(model, model.cfg)
+    for p in model.decoder.parameters():
+        p.grad = torch.ones_like(p)
     opt.step()
     clip = {f"visual.{k}": v for k, v in model.clip.visual.state_dict().items()}
     weclip.engine.weights.build = lambda backbone, cfg, classes, arch, decoder=None: weclip.method.model.WeCLIP(model.clip, model.text_fg, model.text_bg, classes, cfg, decoder)  # no reading of a real backbone
-    save_model(tmp/"m.safetensors", model, "tiny"); save_checkpoint(tmp/"c.pt", model, opt, 3, [[0, 1., 1., 1., .1]])
-    torch.save({"state_dict": model.decoder.state_dict()}, tmp/"d.pth"); torch.save(model.decoder.state_dict(), tmp/"old.pth", _use_new_zipfile_serialization=False)
-    torch.save(clip, tmp/"clip.pt"); save_file({k: v.contiguous() for k, v in clip.items()}, tmp/"clip.safetensors")
+    save_model(tmp/"m.safetensors", model, "tiny")
+    save_checkpoint(tmp/"c.pt", model, opt, 3, [[0, 1., 1., 1., .1]])
+    torch.save({"state_dict": model.decoder.state_dict()}, tmp/"d.pth")
+    torch.save(model.decoder.state_dict(), tmp/"old.pth", _use_new_zipfile_serialization=False)
+    torch.save(clip, tmp/"clip.pt")
+    save_file({k: v.contiguous() for k, v in clip.items()}, tmp/"clip.safetensors")
     warnings.simplefilter("ignore")
     def run(path):
         i, history = load_checkpoint(path, model, optimiser(model, model.cfg))
@@ -213,37 +275,51 @@ def models(tmp):
 
 ELSEWHERE = re.compile(r"\S*/JPEGImages: no picture for \d|train: 3 of 3 pictures have no tag: a, b, c")  # a list may also be right and the folder wrong
 
-class Slow(BaseException): "An input took too long."
+class Slow(BaseException):
+    "An input took too long."
 
 def attempt(read, path):
     "(outcome, message) of a reader: ok, refused, or what is wrong."
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-    try: read(path); return "ok", ""
-    except (ValueError, FileNotFoundError) as e: return ("refused", str(e)[:200]) if str(e).startswith(str(path)) or ELSEWHERE.match(str(e)) else ("nameless", f"{type(e).__name__}: {e}"[:300])
-    except AssertionError as e: return "wrong", str(e)[:300]
-    except Slow: return "slow", ""
-    except BaseException as e: return "other", f"{type(e).__module__}.{type(e).__name__}: {e}"[:300]
-    finally: signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    try:
+        read(path)
+        return "ok", ""
+    except (ValueError, FileNotFoundError) as e:
+        return ("refused", str(e)[:200]) if str(e).startswith(str(path)) or ELSEWHERE.match(str(e)) else ("nameless", f"{type(e).__name__}: {e}"[:300])
+    except AssertionError as e:
+        return "wrong", str(e)[:300]
+    except Slow:
+        return "slow", ""
+    except BaseException as e:
+        return "other", f"{type(e).__module__}.{type(e).__name__}: {e}"[:300]
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 def inputs(tmp):
     "(kind, reader, path, mutations, bytes) of every input; the path is where it has to lie."
     def binary(kind, read, path, b, how, n): yield from ((kind, read, path, *m) for m in [("", b), *mutants(b, how, n, path.name)])
-    for name, b in pictures().items(): yield from binary("picture", picture, tmp/name, b, (*BYTES, size, size), 60)
-    for k, b in enumerate(PICTURES): yield "picture", picture, tmp/f"made{k}.jpg", f"made {k}", b
+    for name, b in pictures().items():
+        yield from binary("picture", picture, tmp/name, b, (*BYTES, size, size), 60)
+    for k, b in enumerate(PICTURES):
+        yield "picture", picture, tmp/f"made{k}.jpg", f"made {k}", b
     ids = np.random.default_rng(0).integers(0, 4, (20, 30)).astype(np.uint8)
-    save_mask(tmp/"mask.png", ids); Image.fromarray(ids).save(tmp/"grey.png")
+    save_mask(tmp/"mask.png", ids)
+    Image.fromarray(ids).save(tmp/"grey.png")
     Image.fromarray(voc_palette()[ids]).quantize(256, dither=0).save(tmp/"sorted.png")
-    for p in (tmp/"mask.png", tmp/"grey.png", tmp/"sorted.png"): yield from binary("mask", mask, p, p.read_bytes(), (*BYTES, size, size), 90)
+    for p in (tmp/"mask.png", tmp/"grey.png", tmp/"sorted.png"):
+        yield from binary("mask", mask, p, p.read_bytes(), (*BYTES, size, size), 90)
     def text(kind, read, path, made, n):
         b = path.read_bytes()
         yield from ((kind, read, path, *m) for m in [("", b), *((f"made {k}", x) for k, x in enumerate(made)), *mutants(b, TEXT, n, kind)])
         path.write_bytes(b)
-    root = make_root(tmp/"voc"); lists = root/"ImageSets"/"Segmentation"
+    root = make_root(tmp/"voc")
+    lists = root/"ImageSets"/"Segmentation"
     yield from text("tags.json", tags_json, lists/"tags.json", JSON, 250)
     yield from text("split", folder("json", ()), lists/"train.txt", LISTS, 150)
     yield from text("annotation", folder("xml"), root/"Annotations"/"b.xml", XML, 200)
     for protocol in (2, 4):
-        for n in (3, 300): yield from binary("onehot", hot, tmp/f"hot{protocol}_{n}.npy", onehot(protocol, n), (*BYTES, word), 90)
+        for n in (3, 300):
+            yield from binary("onehot", hot, tmp/f"hot{protocol}_{n}.npy", onehot(protocol, n), (*BYTES, word), 90)
     for name, b in TABLES.items():
         (tmp/name).write_bytes(b)
         yield from text("csv", table, tmp/name, CSV if name == "tags.csv" else (), 100)
@@ -257,7 +333,8 @@ def inputs(tmp):
         yield "own", own_folder, here/name, "" if k < 3 else f"name {k}", sound
         yield from (("own", own_folder, here/name, *m) for m in mutants(sound, BYTES, 4,
             name.encode("utf-8", "replace").decode()))
-    (tmp/"street.yaml").write_bytes(YAML); yield from text("classes", classes, tmp/"street.yaml", PYTHON_YAML, 250)
+    (tmp/"street.yaml").write_bytes(YAML)
+    yield from text("classes", classes, tmp/"street.yaml", PYTHON_YAML, 250)
     for name, read in models(tmp).items():
         b = (tmp/name).read_bytes()
         yield from (("checkpoint", read, tmp/name, *m) for m in [("", b), *mutants(b, BYTES, 40, name), *((f"head {m}", x + b[3000:]) for m, x in mutants(b[:3000], (*BYTES, swap, word), 40, name))])
@@ -267,17 +344,25 @@ def arm():
     signal.signal(signal.SIGVTALRM, slow)
 
 def main(tmp):
-    arm(); faulthandler.enable()
-    warnings.simplefilter("ignore"); torch.set_num_threads(1); logging.disable(logging.NOTSET); logging.getLogger("weclip.data.voc").propagate = False
+    arm()
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    logging.disable(logging.NOTSET)
+    logging.getLogger("weclip.data.voc").propagate = False
     with open(tmp/"log.jsonl", "w") as log:
         for kind, read, path, what, data in inputs(tmp):
             path.write_bytes(data)
-            log.write(json.dumps(dict(kind=kind, file=path.name, what=what)) + "\n"); log.flush()
+            log.write(json.dumps(dict(kind=kind, file=path.name, what=what)) + "\n")
+            log.flush()
             start = resource.getrusage(resource.RUSAGE_SELF)
             outcome, message = attempt(read, path)
             end = resource.getrusage(resource.RUSAGE_SELF)
-            log.write(json.dumps(dict(outcome=outcome, message=message, seconds=round(end.ru_utime - start.ru_utime, 2), mib=(end.ru_maxrss - start.ru_maxrss)//1024)) + "\n"); log.flush()
-            if outcome not in ("ok", "refused"): (tmp/"bad").mkdir(exist_ok=True); (tmp/"bad"/f"{path.name} {what}").write_bytes(data)
+            log.write(json.dumps(dict(outcome=outcome, message=message, seconds=round(end.ru_utime - start.ru_utime, 2), mib=(end.ru_maxrss - start.ru_maxrss)//1024)) + "\n")
+            log.flush()
+            if outcome not in ("ok", "refused"):
+                (tmp/"bad").mkdir(exist_ok=True)
+                (tmp/"bad"/f"{path.name} {what}").write_bytes(data)
 
 if __name__ == "__main__":
     used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])*1024

@@ -16,7 +16,8 @@ def load(name):
 @functools.lru_cache
 def recipe():
     spec = importlib.util.spec_from_file_location("weights_recipe", ORACLE/"weights_recipe.py")
-    mod = importlib.util.module_from_spec(spec); spec.loader.exec_module(mod)
+    mod = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mod)
     return mod
 
 @functools.lru_cache

@@ -21,29 +21,38 @@ PLAIN = {"encoder", "encoder + attention", "GradCAM", "PAR", "decoder", "losses"
 def test_stages_are_the_iteration(change):
     from dataclasses import replace
     model, batch, _ = inputs(quick=True, size=32)
-    if "n_feats" in change: model.decoder = type(model.decoder)(width=32, n_feats=4, n_classes=21, d=16, layers=1, heads=2)
+    if "n_feats" in change:
+        model.decoder = type(model.decoder)(width=32, n_feats=4, n_classes=21, d=16, layers=1, heads=2)
     model.cfg = replace(model.cfg, **change)
     fs = stages(model.eval(), batch)
     assert list(fs) == NAMES
-    with torch.no_grad(): out = model(batch.img, batch.tags)
+    with torch.no_grad():
+        out = model(batch.img, batch.tags)
     assert torch.allclose(fs["GradCAM"]().cam, out.cam, atol=1e-5) and torch.allclose(fs["RFM"](), out.cam_ref, atol=1e-5)
     assert (fs["PAR"]() == out.pseudo).float().mean() > .999
-    loss, (losses, _) = fs["losses"]()[0], train_step(model, optimiser(model, model.cfg), batch, model.cfg.switch)
+    loss = fs["losses"]()[0]
+    losses, _ = train_step(model, optimiser(model, model.cfg), batch, model.cfg.switch)
     torch.testing.assert_close(torch.stack(loss), torch.stack(losses).detach(), check_dtype=False)
 
 def test_functions_may_run_in_any_order_and_often():
     model, batch, _ = inputs(quick=True, size=32)
     fs = stages(model.train(), batch)
-    for name in reversed(NAMES): fs[name](); fs[name]()
+    for name in reversed(NAMES):
+        fs[name]()
+        fs[name]()
     assert all(p.isfinite().all() for p in model.decoder.parameters())
 
 def test_encoder_forwards_of_a_prediction():
     model, _, image = inputs(quick=True, size=32)
     model.train()
-    fs, seen = prediction(model, image), []
+    fs = prediction(model, image)
+    seen = []
     handle = model.clip.visual.conv1.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape)))
-    fs["prediction"](); one = list(seen); seen.clear()
-    fs["prediction's encoder"](); handle.remove()
+    fs["prediction"]()
+    one = list(seen)
+    seen.clear()
+    fs["prediction's encoder"]()
+    handle.remove()
     assert one == seen == [(2, 3, 48, 64), (2, 3, 36, 48)] and model.training
 
 def test_every_round_has_a_number():
@@ -87,7 +96,8 @@ def test_pages_tell_what_was_measured():
     root = Path(__file__).resolve().parents[1]
     known = json.loads((root/"nbs"/"7_speed"/"measured.json").read_text(encoding="utf-8"))
     assert known["cpu"]["setup"]["encoder"] == "ViT-B/16" and known["cpu"]["setup"]["repeats"] >= 7
-    for result in known.values(): assert report(result) in (root/"nbs"/"7_speed"/"measured.md").read_text(encoding="utf-8")
+    for result in known.values():
+        assert report(result) in (root/"nbs"/"7_speed"/"measured.md").read_text(encoding="utf-8")
     told = (root/"README.md").read_text(encoding="utf-8").split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
     rows = {row[0].strip(): row for row in (line.strip("|").split("|") for line in target_table(known["cpu"]).splitlines())}
     for name in ("iteration / encoder", "PAR / encoder", "GradCAM / encoder", "prediction / its encoder forwards"):
@@ -99,10 +109,13 @@ def test_memory_is_a_count():
     model, batch, _ = inputs(quick=True, size=64)
     for name, f in stages(model, batch).items():
         f()
-        a, b = peak_bytes(f), peak_bytes(f)
+        a = peak_bytes(f)
+        b = peak_bytes(f)
         assert a == b, name
-    f = stages(model, batch)["PAR"]; f()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
+    f = stages(model, batch)["PAR"]
+    f()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+        f()
     events = sorted((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]")
     most = max(accumulate(n for _, n in events))
     assert .9 < peak_bytes(f)/most < 1.1

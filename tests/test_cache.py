@@ -23,47 +23,60 @@ def test_a_training_learns_the_same_from_kept_features(root, tmp_path):
     before = torch.cat([p.detach().flatten() for p in model().decoder.parameters()])
     after = []
     for cache in (None, tmp_path/"cache"):
-        m = model(); train(m, training_set(root, m), tmp_path/f"run{len(after)}", cache=cache)
+        m = model()
+        train(m, training_set(root, m), tmp_path/f"run{len(after)}", cache=cache)
         after.append(torch.cat([p.detach().flatten() for p in m.decoder.parameters()]))
     assert (after[0] - after[1]).norm() < .05*(after[0] - before).norm() and not after[0].equal(before)
 
 def test_what_is_kept_is_not_computed_again(root, tmp_path, monkeypatch):
-    m = model(); train(m, training_set(root, m), tmp_path/"first", cache=tmp_path/"cache")
+    m = model()
+    train(m, training_set(root, m), tmp_path/"first", cache=tmp_path/"cache")
     monkeypatch.setattr(c, "_encode_rows", refuse)
     for settings in (dict(lam=0.), dict(refine=False, layers=2)):  # what the decoder and its losses are is no matter
-        other = model(**settings); train(other, training_set(root, other), tmp_path/f"{settings}", cache=tmp_path/"cache")
+        other = model(**settings)
+        train(other, training_set(root, other), tmp_path/f"{settings}", cache=tmp_path/"cache")
     other = model(crop=96)
-    with pytest.raises(AssertionError, match="asked again"): train(other, training_set(root, other), tmp_path/"crop", cache=tmp_path/"cache")
+    with pytest.raises(AssertionError, match="asked again"):
+        train(other, training_set(root, other), tmp_path/"crop", cache=tmp_path/"cache")
 
 def test_masks_need_tokens_alone(root, tmp_path):
-    m = model(supervised=True); data = training_set(root, m)
+    m = model(supervised=True)
+    data = training_set(root, m)
     kept = FrozenCache(tmp_path, m, data, progress=False)
     assert {p.name.split("-")[0] for p in tmp_path.glob("*.npy")} == {"tokens"} == set(cache_files(tmp_path, m, data))
     batch = next(batches(data, 3, 1, views=2))
-    got, want = kept(batch), m.tokens(batch.img)
+    got = kept(batch)
+    want = m.tokens(batch.img)
     assert got.grid == want.grid and all((a - b).abs().max() < 2e-2 for a, b in zip(got.tokens, want.tokens, strict=True))
 
 def test_a_stopped_filling_leaves_nothing(root, tmp_path, monkeypatch):
-    m, real, calls = model(views=6), c._encode_rows, []  # 36 crops, 32 at a time
+    m = model(views=6)  # 36 crops, 32 at a time
+    real = c._encode_rows
+    calls = []
     def dying(*a):
         calls.append(a)
         if len(calls) == 2: raise KeyboardInterrupt
         return real(*a)
     monkeypatch.setattr(c, "_encode_rows", dying)
-    with pytest.raises(KeyboardInterrupt): FrozenCache(tmp_path, m, training_set(root, m), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        FrozenCache(tmp_path, m, training_set(root, m), progress=False)
     assert not [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"]
     kept = FrozenCache(tmp_path, m, training_set(root, m), progress=False)
     assert kept.arrays["tokens"].shape[0] == 36 and np.isfinite(kept.arrays["cam"]).all() and len(calls) == 4
 
 def test_without_fixed_crops_there_is_nothing_to_keep(root, tmp_path):
     m = model(views=0)
-    with pytest.raises(ValueError, match="views: expected at least one"): FrozenCache(tmp_path, m, training_set(root, m))
+    with pytest.raises(ValueError, match="views: expected at least one"):
+        FrozenCache(tmp_path, m, training_set(root, m))
 
 def test_scores_from_kept_tokens(root, tmp_path, monkeypatch):
-    m = model().eval(); data = open_data(root, "val", m.classes.classes, None, with_masks=True, norm=m.cfg.norm)
+    m = model().eval()
+    data = open_data(root, "val", m.classes.classes, None, with_masks=True, norm=m.cfg.norm)
     def scores(x): return {k: s["miou"] for k, s in evaluate(x, data, modes=("single", "ms"), progress=False).items()}
-    want, kept = scores(m), KeptTokens(tmp_path, m)
+    want = scores(m)
+    kept = KeptTokens(tmp_path, m)
     assert scores(kept) == pytest.approx(want, abs=5e-3) and len([*kept.folder.glob("*.npy")]) > len(data)
     monkeypatch.setattr(m, "tokens", refuse)
     assert scores(KeptTokens(tmp_path, m)) == pytest.approx(want, abs=5e-3)
-    with pytest.raises(AssertionError, match="asked again"): kept.logits(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(AssertionError, match="asked again"):
+        kept.logits(torch.zeros(1, 3, 32, 32))

@@ -26,15 +26,21 @@ def bare(path, x): path.write_bytes(pickle.dumps(x, 2))
 def zipped(path, x): torch.save(dict(state_dict=dict(weight=x)), path)
 def old(path, x): torch.save(dict(weight=x), path, _use_new_zipfile_serialization=False)
 def array(path, x):
-    box = np.empty((), object); box[()] = {"a": x}
-    with open(path, "wb") as f: np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=())); pickle.dump(box, f)
+    box = np.empty((), object)
+    box[()] = {"a": x}
+    with open(path, "wb") as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=()))
+        pickle.dump(box, f)
 def scripted(path, x):
     "A pickle in the place of an archive's list of modules."
     with zipfile.ZipFile(path, "w") as z:
-        z.writestr("archive/constants.pkl", pickle.dumps((), 2)); z.writestr("archive/version", "3\n"); z.writestr("archive/data.pkl", pickle.dumps(x, 2))
+        z.writestr("archive/constants.pkl", pickle.dumps((), 2))
+        z.writestr("archive/version", "3\n")
+        z.writestr("archive/data.pkl", pickle.dumps(x, 2))
 
 def resume(path):
-    model = inputs(quick=True, size=32)[0]; load_checkpoint(path, model, optimiser(model, model.cfg))
+    model = inputs(quick=True, size=32)[0]
+    load_checkpoint(path, model, optimiser(model, model.cfg))
 
 READERS = {"weights": read_weights, "clip": load_clip, "checkpoint": read_checkpoint, "resume": resume, "model": load_model, "onehot": lambda p: read_onehot(p, ("a",)),
            "released": lambda p: load_released({}, p)}
@@ -43,17 +49,20 @@ READERS = {"weights": read_weights, "clip": load_clip, "checkpoint": read_checkp
 @pytest.mark.parametrize("write", [bare, zipped, old, array, scripted], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".npy", ".safetensors", ""])
 def test_pickles_are_not_run(tmp_path, write, suffix):
-    mark, path = tmp_path/"ran", tmp_path/f"evil{suffix}"
+    mark = tmp_path/"ran"
+    path = tmp_path/f"evil{suffix}"
     for k, x in enumerate(payloads(mark)):
         write(path, x)
         for name, read in READERS.items():
-            with pytest.raises(ValueError, match="evil"): read(path)
+            with pytest.raises(ValueError, match="evil"):
+                read(path)
             assert not mark.exists(), f"{name} ran payload {k}"
 
 def test_these_payloads_would_do_something(tmp_path):
     for k in range(len(payloads(tmp_path))):
         mark = tmp_path/f"ran{k}"
-        bare(tmp_path/"evil.pt", payloads(mark)[k]); pickle.loads((tmp_path/"evil.pt").read_bytes())
+        bare(tmp_path/"evil.pt", payloads(mark)[k])
+        pickle.loads((tmp_path/"evil.pt").read_bytes())
         assert mark.exists() or mark.with_suffix(".npy").exists(), k
 
 class Hostile(torch.nn.Module):
@@ -66,14 +75,16 @@ class Hostile(torch.nn.Module):
     def __getstate__(self): return self.mark, self.weight, self.training
     @torch.jit.export
     def __setstate__(self, state:Tuple[str, torch.Tensor, bool]):
-        self.mark, self.weight = state[0], state[1]
+        self.mark = state[0]
+        self.weight = state[1]
         self.training = torch.from_file(state[0], True, 9).numel() > 3
 
 @pytest.mark.filterwarnings("ignore")
 def test_archives_are_not_run(tmp_path):
     torch.jit.script(Hostile(str(tmp_path/"ran"))).save(tmp_path/"evil.pt")
     for read in (read_weights, load_clip, read_checkpoint, load_model, resume):
-        with pytest.raises(ValueError, match="evil"): read(tmp_path/"evil.pt")
+        with pytest.raises(ValueError, match="evil"):
+            read(tmp_path/"evil.pt")
         assert not (tmp_path/"ran").exists()
     torch.jit.load(tmp_path/"evil.pt")
     assert (tmp_path/"ran").exists()  # as it would have been
@@ -83,9 +94,11 @@ def test_a_traced_clip_is_read_as_published(tmp_path, monkeypatch):
     "OpenAI publishes a traced model in float16, with its mask as a tensor that is no weight; nobody else's archive is opened."
     torch.manual_seed(0)
     clip = open_clip.CLIP(**TINY).eval()
-    (tmp_path/"tiny-traced.json").write_text(json.dumps(TINY)); open_clip.add_model_config(tmp_path/"tiny-traced.json")
+    (tmp_path/"tiny-traced.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(tmp_path/"tiny-traced.json")
     torch.jit.trace(clip, (torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))), check_trace=False).save(tmp_path/"clip.pt")
-    with pytest.raises(ValueError, match="none that OpenAI published"): read_weights(tmp_path/"clip.pt")
+    with pytest.raises(ValueError, match="none that OpenAI published"):
+        read_weights(tmp_path/"clip.pt")
     digest = hashlib.sha256((tmp_path/"clip.pt").read_bytes()).hexdigest()
     monkeypatch.setattr("weclip.engine.weights.published_archives", lambda: {digest})
     archive = read_weights(tmp_path/"clip.pt")
@@ -111,18 +124,27 @@ def described(path, model, **change):
 def test_a_backbone_elsewhere_is_not_read(tmp_path, model, monkeypatch, name):
     import weclip.engine.weights
     def refuse(*_): raise AssertionError(f"{name!r} was followed")
-    monkeypatch.setattr(weclip.engine.weights, "build", refuse); monkeypatch.chdir(tmp_path)
-    (tmp_path/"models").mkdir(); (tmp_path/"models"/"sub").mkdir()
-    for p in ("clip.pt", "models/sub/clip.pt", "laion2b_s32b_b79k"): (tmp_path/p).write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"): load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
+    monkeypatch.setattr(weclip.engine.weights, "build", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"models").mkdir()
+    (tmp_path/"models"/"sub").mkdir()
+    for p in ("clip.pt", "models/sub/clip.pt", "laion2b_s32b_b79k"):
+        (tmp_path/p).write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"):
+        load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
 
 def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
     import weclip.engine.weights
     seen = []
-    def build(backbone, cfg, classes, arch): seen.append(backbone); return model
+    def build(backbone, cfg, classes, arch):
+        seen.append(backbone)
+        return model
     monkeypatch.setattr(weclip.engine.weights, "build", build)
-    (tmp_path/"clip.pt").write_bytes(b"x"); path = described(tmp_path/"m.safetensors", model, backbone="/somewhere/else/clip.pt")
-    load_model(path); load_model(path, "given.pt"); load_model(described(path, model, backbone="openai"))
+    (tmp_path/"clip.pt").write_bytes(b"x")
+    path = described(tmp_path/"m.safetensors", model, backbone="/somewhere/else/clip.pt")
+    load_model(path)
+    load_model(path, "given.pt")
+    load_model(described(path, model, backbone="openai"))
     assert seen == [str(tmp_path/"clip.pt"), "given.pt", "openai"]
 
 @pytest.mark.parametrize("change", [dict(config=[]), dict(config=dict(lr="x")), dict(config=dict(unknown=1)), dict(config=dict(d=10**9)), dict(config=dict(layers=10**9)),
@@ -130,30 +152,39 @@ def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
 def test_a_description_that_is_none(tmp_path, model, change):
     path = described(tmp_path/"m.safetensors", model)
     about = read_model(path)[0]
-    if isinstance(change.get("config"), dict): change = dict(config={**about["config"], **change["config"]})
-    with pytest.raises(ValueError, match="m.safetensors: expected a model"): load_model(described(path, model, **change))
+    if isinstance(change.get("config"), dict):
+        change = dict(config={**about["config"], **change["config"]})
+    with pytest.raises(ValueError, match="m.safetensors: expected a model"):
+        load_model(described(path, model, **change))
 
 @pytest.mark.parametrize("text", ["[]", "5", "null", "{", "["*100_000, '"a"', "{}"])
 def test_a_header_that_is_no_description(tmp_path, model, text):
     save_file(model.decoder.state_dict(), tmp_path/"m.safetensors", metadata=dict(weclip=text))
-    with pytest.raises(ValueError, match="m.safetensors"): load_model(tmp_path/"m.safetensors")
+    with pytest.raises(ValueError, match="m.safetensors"):
+        load_model(tmp_path/"m.safetensors")
 
 @pytest.mark.parametrize("break_it", [lambda s: s.pop("about"), lambda s: s.pop("opt"), lambda s: s.update(i="x"), lambda s: s.update(i=-1), lambda s: s.update(i=10**9), lambda s: s.update(history=None),
     lambda s: s["about"].pop("config"), lambda s: s["about"].pop("fingerprint"), lambda s: s["opt"].pop("param_groups"), lambda s: s["opt"]["state"].pop(0) and s["opt"]["state"].update({99: {}}),
     lambda s: s["opt"]["state"][0].update(exp_avg=torch.ones(1)), lambda s: s["decoder"].update(more=torch.ones(1)), lambda s: s["decoder"].update({"pred.bias": 3}), lambda s: s.update(decoder=[])])
 def test_a_checkpoint_that_lacks_something(tmp_path, model, break_it):
     opt = optimiser(model, model.cfg)
-    for p in model.decoder.parameters(): p.grad = torch.ones_like(p)
-    opt.step(); save_checkpoint(tmp_path/"c.pt", model, opt, 3, [])
+    for p in model.decoder.parameters():
+        p.grad = torch.ones_like(p)
+    opt.step()
+    save_checkpoint(tmp_path/"c.pt", model, opt, 3, [])
     resume(tmp_path/"c.pt")
-    state = torch.load(tmp_path/"c.pt", weights_only=True); break_it(state); torch.save(state, tmp_path/"c.pt")
-    with pytest.raises(ValueError, match="c.pt"): resume(tmp_path/"c.pt")
+    state = torch.load(tmp_path/"c.pt", weights_only=True)
+    break_it(state)
+    torch.save(state, tmp_path/"c.pt")
+    with pytest.raises(ValueError, match="c.pt"):
+        resume(tmp_path/"c.pt")
 
 @pytest.mark.parametrize("state, says", [({"decoder.x": 3}, "of tensors"), ({"state_dict": 5}, "of tensors"), ([1], "state dict"), ({"x": torch.ones(1)}, "decoder"), ({"about": {}}, "model.safetensors"),
     ({"decoder_fts_fuse.linears_modulelist.0.proj.weight": torch.ones(2, 3)}, "weights")])
 def test_a_released_file_of_something_else_is_named(tmp_path, state, says):
     torch.save(state, tmp_path/"d.pth")
-    with pytest.raises(ValueError, match=f"d.pth: expected.*{says}"): load_released({}, tmp_path/"d.pth")
+    with pytest.raises(ValueError, match=f"d.pth: expected.*{says}"):
+        load_released({}, tmp_path/"d.pth")
 
 # ---- the authors' decoder
 
@@ -166,12 +197,14 @@ def as_released(decoder):
     out = {"module.encoder.x": torch.ones(1)}
     for k, v in decoder.state_dict().items():
         name = k
-        for ours, theirs in THEIRS[:5] if k.startswith("mlps.") else THEIRS[5:]: name = name.replace(ours, theirs)
+        for ours, theirs in THEIRS[:5] if k.startswith("mlps.") else THEIRS[5:]:
+            name = name.replace(ours, theirs)
         out[f"module.{name}"] = v[..., None, None] if k in ("conv.weight", "pred.weight") else v  # 1x1 convolutions
     return out
 
 def test_released_weights_keep_their_sizes_and_values():
-    torch.manual_seed(0); ours = Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2)
+    torch.manual_seed(0)
+    ours = Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2)
     got = decoder_from_official(as_released(ours), heads=2).eval()
     assert all(v.equal(got.state_dict()[k]) for k, v in ours.state_dict().items()) and len(got.mlps) == 3
     tokens = [torch.randn(1, 6, 12) for _ in range(3)]
@@ -183,5 +216,7 @@ def test_released_weights_keep_their_sizes_and_values():
     (lambda s: s.update({"module.decoder.other": torch.ones(2)}), r"decoder.other: expected none, got \(2,\)"),
     (lambda s: s.update({"module.decoder_fts_fuse.linear_fuse.bias": torch.ones(9)}), r"conv.bias: expected \(8,\), got \(9,\)")], ids=["size", "missing", "unknown", "shape"])
 def test_released_weights_that_do_not_fit_are_named(change, says):
-    state = as_released(Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2)); change(state)
-    with pytest.raises(ValueError, match=says): decoder_from_official(state, heads=2)
+    state = as_released(Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2))
+    change(state)
+    with pytest.raises(ValueError, match=says):
+        decoder_from_official(state, heads=2)

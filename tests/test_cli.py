@@ -26,7 +26,8 @@ def one_core(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 def test_a_run_leaves_everything_behind(run):
-    for f in ("model.safetensors", "checkpoint.pt", "results.json", "examples.png", "masks/crf/val_00000.png"): assert (run/f).is_file(), f
+    for f in ("model.safetensors", "checkpoint.pt", "results.json", "examples.png", "masks/crf/val_00000.png"):
+        assert (run/f).is_file(), f
     r = json.loads((run/"results.json").read_text())
     assert set(r["miou"]) == {"initial", "initial+PAR", "refined", "pseudo", "single", "ms", "crf"} and r["n_val"] == 4
 
@@ -36,15 +37,18 @@ def test_same_seed_same_table(root, run, tmp_path):
 
 def test_masks_have_the_pictures_size_and_stem(root, run, tmp_path):
     assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--no-crf", "--device", "cpu"]) == 0
-    for p in (root/"JPEGImages").iterdir(): assert read_mask(tmp_path/f"{p.stem}.png", 8).shape == np.asarray(Image.open(p)).shape[:2]
+    for p in (root/"JPEGImages").iterdir():
+        assert read_mask(tmp_path/f"{p.stem}.png", 8).shape == np.asarray(Image.open(p)).shape[:2]
 
 def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     assert main(["evaluate", str(root), "--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--device", "cpu"]) == 0
-    miou = json.loads((run/"results.json").read_text())["miou"]; said = capsys.readouterr().out
+    miou = json.loads((run/"results.json").read_text())["miou"]
+    said = capsys.readouterr().out
     assert {k: s["miou"] for k, s in json.loads((tmp_path/"scores.json").read_text()).items()} == {k: miou[k] for k in ("single", "ms", "crf")}
     crf, = (line for line in said.splitlines() if "DenseCRF" in line)
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in said
-    for p in (run/"masks"/"crf").iterdir(): assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
+    for p in (run/"masks"/"crf").iterdir():
+        assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
 
 @pytest.fixture
 def spoilt(root, tmp_path):
@@ -54,7 +58,9 @@ def spoilt(root, tmp_path):
 @pytest.mark.parametrize("command", [["train"], ["train", "--set", "supervised=True"], ["demo", "--data"]])
 def test_pictures_that_cannot_be_read_are_named_before_the_first_iteration(spoilt, tmp_path, capsys, command):
     "A truncated JPEG ended a training when its turn came, with 30 lines of a worker."
-    for k in (3, 7): p = spoilt/"JPEGImages"/f"train_{k:05d}.jpg"; p.write_bytes(p.read_bytes()[:-60])
+    for k in (3, 7):
+        p = spoilt/"JPEGImages"/f"train_{k:05d}.jpg"
+        p.write_bytes(p.read_bytes()[:-60])
     command, more = command[:1 + (command[-1] == "--data")], command[1:] if command[0] == "train" else []
     assert main([*command, str(spoilt), "--train-split", "train", "--out", str(tmp_path/"run"), *TINY, *FAST[:1], *more[1:], *FAST[1:]]) != 0
     said = capsys.readouterr()
@@ -63,16 +69,20 @@ def test_pictures_that_cannot_be_read_are_named_before_the_first_iteration(spoil
 
 def test_what_is_scored_later_is_read_before_the_training(spoilt, tmp_path, capsys):
     args = ["demo", "--data", str(spoilt), "--train-split", "train", "--out", str(tmp_path/"run"), *TINY, *FAST]
-    p = spoilt/"JPEGImages"/"val_00002.jpg"; whole = p.read_bytes(); p.write_bytes(whole[:-60])
+    p = spoilt/"JPEGImages"/"val_00002.jpg"
+    whole = p.read_bytes()
+    p.write_bytes(whole[:-60])
     assert main(args) != 0 and "1 of 4 pictures or their masks cannot be read: val_00002.jpg" in capsys.readouterr().err
     p.write_bytes(whole)
-    for m in spoilt.glob("SegmentationClassAug/val*.png"): save_mask(m, np.where(read_mask(m, 8) > 0, 255, 0).astype(np.uint8))
+    for m in spoilt.glob("SegmentationClassAug/val*.png"):
+        save_mask(m, np.where(read_mask(m, 8) > 0, 255, 0).astype(np.uint8))
     assert main(args) != 0 and "no object class occurs in any of the 4 masks" in capsys.readouterr().err
     assert not (tmp_path/"run"/"checkpoint.pt").exists()
 
 @pytest.mark.parametrize("command", [["evaluate"], ["train", "--set", "supervised=True"]])
 def test_masks_that_would_score_themselves(spoilt, run, tmp_path, capsys, command):
-    for m in spoilt.glob("SegmentationClassAug/*.png"): save_mask(m, np.where(read_mask(m, 8) > 0, 255, 0).astype(np.uint8))
+    for m in spoilt.glob("SegmentationClassAug/*.png"):
+        save_mask(m, np.where(read_mask(m, 8) > 0, 255, 0).astype(np.uint8))
     more = ["--checkpoint", str(run/"model.safetensors"), "--device", "cpu"] if command == ["evaluate"] else ["--train-split", "train", *TINY, *FAST[:1], command[-1], *FAST[1:]]
     assert main([command[0], str(spoilt), "--out", str(tmp_path/"out"), *more]) != 0
     assert "no object class occurs in any of the" in capsys.readouterr().err and not (tmp_path/"out"/"scores.json").exists()
@@ -102,9 +112,11 @@ def test_networks_of_no_training_are_those_of_the_seed(tmp_path, capsys, one_cor
     few = ["--samples", "0", "--pictures", "2", "--seed", "3", "--device", "cpu"]
     assert main(["tinyclip", "--out", str(tmp_path/"tiny"), *few]) == 0 and main(["classifier", "--out", str(tmp_path/"other"), *few]) == 0
     shipped, other = capsys.readouterr().out.split()
-    stored, new = load_file(f"{shipped}/weclip-tiny.safetensors"), new_tiny(3).state_dict()
+    stored = load_file(f"{shipped}/weclip-tiny.safetensors")
+    new = new_tiny(3).state_dict()
     assert set(stored) == set(new) and all(v.equal(new[k].half()) for k, v in stored.items())
-    a, b = load_classifier(other).head, new_classifier(3).head
+    a = load_classifier(other).head
+    b = new_classifier(3).head
     assert a.weight.equal(b.weight.half().float()) and not a.weight.equal(new_classifier(4).head.weight.half().float())
     assert main(["classifier", "--out", str(tmp_path/"other"), *few]) == 0      # nothing is left to train, nothing changes
     assert load_classifier(other).head.weight.equal(a.weight)
@@ -116,13 +128,17 @@ def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
 
 def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
     import weclip.engine.train as t
-    steps, real = [], t.train_step
+    steps = []
+    real = t.train_step
     def stop_at_three(model, opt, batch, i, loss, *more):
         if len(steps) == 3: raise KeyboardInterrupt
-        steps.append(i); return real(model, opt, batch, i, loss, *more)
+        steps.append(i)
+        return real(model, opt, batch, i, loss, *more)
     args = ["train", str(root), "--train-split", "train", "--out", str(tmp_path), *TINY, *FAST]
-    monkeypatch.setattr(t, "train_step", stop_at_three); assert main(args) == 130
-    monkeypatch.setattr(t, "train_step", real); assert main(args) == 2          # never silently over a stopped run
+    monkeypatch.setattr(t, "train_step", stop_at_three)
+    assert main(args) == 130
+    monkeypatch.setattr(t, "train_step", real)
+    assert main(args) == 2          # never silently over a stopped run
     assert main([*args, "--resume"]) == 0
     a, b = (torch.load(d/"checkpoint.pt", weights_only=True)["decoder"] for d in (run, tmp_path))
     assert all(a[k].equal(b[k]) for k in a)
@@ -185,7 +201,8 @@ def test_mistakes_are_one_line(root, tmp_path, capsys, args, says):
 def test_a_model_of_another_backbone_is_refused(root, run, tmp_path, capsys):
     from safetensors.torch import save_file
     from weclip.engine.weights import read_model
-    about, state = read_model(run/"model.safetensors"); about["fingerprint"] = "0"*12
+    about, state = read_model(run/"model.safetensors")
+    about["fingerprint"] = "0"*12
     save_file(state, tmp_path/"other.safetensors", metadata=dict(weclip=json.dumps(about)))
     assert main(["predict", str(root/"JPEGImages"), "--checkpoint", str(tmp_path/"other.safetensors"), "--out", str(tmp_path), "--device", "cpu"]) == 2
     assert "expected the backbone" in capsys.readouterr().err

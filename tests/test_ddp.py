@@ -16,7 +16,9 @@ from weclip.engine.train import train, weak_loss
 from weclip.engine.supervised import supervised_loss
 from weclip.cli import main
 
-ROOT, STEPS, STOP = Path(__file__).resolve().parents[1], 6, 4
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 6
+STOP = 4
 SMALL = dict(iters=STEPS, switch=3, warmup=2, d=16, layers=1, heads=2, bs=4, crop=48, n_feats=4, par_iters=2, views=0)
 CASES = dict(weak=dict(dropout=.1), ce=dict(dropout=0., seg_loss="ce", aff_loss="ce", clip_grad=.1), masks=dict(dropout=0., supervised=True))
 CLI = ["--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu", "--set", *(f"{k}={v}" for k, v in SMALL.items())]
@@ -34,7 +36,8 @@ def work(root, out):
     "What each of the two processes does."
     torch.set_num_threads(1)
     ranks, _ = join("cpu")
-    for name, case in CASES.items(): run(root, out/name, case, ranks=ranks)
+    for name, case in CASES.items():
+        run(root, out/name, case, ranks=ranks)
     run(root, out/"stopped", CASES["weak"], ranks=ranks, stop=STOP)
     (out/f"rank{ranks.rank}").write_text(str(main(["predict", str(root/"JPEGImages"), "--out", str(out/"predicted")])))
     sys.exit(main(["train", str(root), "--out", str(out/"cli"), *CLI]))
@@ -59,7 +62,8 @@ def far(a, b): return max((a[k] - b[k]).abs().max().item() for k in a)
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_are_one(root, two, tmp_path, name):
     history = run(root, tmp_path, CASES[name])
-    one, both = state(tmp_path), state(two[0]/name)
+    one = state(tmp_path)
+    both = state(two[0]/name)
     start = build("tiny", preset("scenes", **SMALL, **CASES[name])).double().decoder.state_dict()
     assert far(one["decoder"], start) > 1e-3                       # it moved
     assert far(one["decoder"], both["decoder"]) < 1e-9             # and they moved alike
@@ -75,10 +79,12 @@ def test_the_number_of_processes_may_change(root, two, tmp_path):
 def test_process_0_writes_and_speaks(two):
     out, said = two
     assert said.count("in 2 processes") == said.count("written: ") == 1
-    for name in (*CASES, "cli"): assert len(list((out/name/"tensorboard").iterdir())) == 1 and not list((out/name).glob("*.part"))
+    for name in (*CASES, "cli"):
+        assert len(list((out/name/"tensorboard").iterdir())) == 1 and not list((out/name).glob("*.part"))
     assert (out/"cli"/"model.safetensors").is_file()
 
 def test_other_commands_run_alone(two):
     assert [(two[0]/f"rank{r}").read_text() for r in (0, 1)] == ["2", "2"] and not (two[0]/"predicted").exists()
 
-if __name__ == "__main__": work(*map(Path, sys.argv[1:]))
+if __name__ == "__main__":
+    work(*map(Path, sys.argv[1:]))

@@ -31,7 +31,8 @@ def crowded(node):
         yield "a block in one line; only `if ...: raise / return / continue / break` may be"
     if isinstance(node, ast.Assign):
         both_tuples = isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
-        if len(node.targets) > 1 or both_tuples and not is_swap(node): yield "two assignments in one line"
+        if len(node.targets) > 1 or both_tuples and not is_swap(node):
+            yield "two assignments in one line"
     if isinstance(node, ast.JoinedStr):
         inside = [n for value in node.values for n in ast.walk(value)]
         if any(isinstance(n, (ast.IfExp, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)) for n in inside):
@@ -42,21 +43,25 @@ def crowded(node):
         sides = node.left, node.right
         is_text = any(isinstance(s, (ast.List, ast.Tuple, ast.JoinedStr)) or isinstance(s, ast.Constant) and isinstance(s.value, str) for s in sides)
         is_bool = any(isinstance(s, (ast.Compare, ast.BoolOp)) or isinstance(s, ast.UnaryOp) and isinstance(s.op, ast.Not) for s in sides)
-        if is_text and is_bool: yield "a text or list times a truth value"
+        if is_text and is_bool:
+            yield "a text or list times a truth value"
 
 def faults(code, columns):
     "(line, what is wrong) of a piece of code."
     lines = code.split("\n")
     magic = re.compile(r"\s*[%!]")
     for number, line in enumerate(lines, 1):
-        if len(line) > columns: yield number, f"{len(line)} columns"
+        if len(line) > columns:
+            yield number, f"{len(line)} columns"
     tree = ast.parse("\n".join("pass" if magic.match(line) else line for line in lines))
     for node in ast.walk(tree):
-        for what in crowded(node): yield node.lineno, what
+        for what in crowded(node):
+            yield node.lineno, what
         for body in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
             if not isinstance(body, list): continue
             for first, second in zip(body, body[1:]):
-                if first.end_lineno == second.lineno: yield second.lineno, "two statements in one line"
+                if first.end_lineno == second.lineno:
+                    yield second.lineno, "two statements in one line"
 
 RULES = {
     "x = 1; y = 2": "two statements in one line",

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
-pytest.importorskip("scipy.io", reason="needs the data extras: scipy"); pytest.importorskip("pycocotools.mask", reason="needs the data extras: pycocotools")
+pytest.importorskip("scipy.io", reason="needs the data extras: scipy")
+pytest.importorskip("pycocotools.mask", reason="needs the data extras: pycocotools")
 from pycocotools import mask as rle
 from pycocotools.coco import COCO as CocoAPI
 from scipy.io import savemat
@@ -35,30 +36,36 @@ BODY = bytes(range(256))*40
 class Server(http.server.BaseHTTPRequestHandler):
     "Serves BODY: whole, in parts (resumable), broken off, or as another file."
     def do_GET(self):
-        asked = self.headers.get("Range"); self.server.asked.append(asked)
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
         lo = int(asked[6:-1]) if asked and "fixed" not in self.path else 0
         if "gone" in self.path: return self.send_error(404)
         if lo >= len(BODY): return self.send_error(416)
         self.send_response(206 if lo else 200)
-        self.send_header("Content-Length", str(len(BODY) - lo)); self.end_headers()
+        self.send_header("Content-Length", str(len(BODY) - lo))
+        self.end_headers()
         body = BODY[lo:] if "other" not in self.path else BODY[lo:][::-1]
         self.wfile.write(body[:3000] if "breaks" in self.path and not asked else body)
     def log_message(self, *a): pass
 
 @pytest.fixture
 def server():
-    s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server); s.asked = []
+    s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    s.asked = []
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield s
-    s.shutdown(); s.server_close()
+    s.shutdown()
+    s.server_close()
 
 def archive(server, path, tmp_path):
     (tmp_path/"body").write_bytes(BODY)
     return Archive("a.bin", 0, calculate_md5(tmp_path/"body"), f"http://127.0.0.1:{server.server_port}/{path}")
 
 def test_a_broken_download_goes_on(server, tmp_path):
-    a, to = archive(server, "breaks", tmp_path), tmp_path/"to"
-    with pytest.raises(OSError, match=r"after 3,000 of 10,240"): fetch(a, to, **quiet)
+    a = archive(server, "breaks", tmp_path)
+    to = tmp_path/"to"
+    with pytest.raises(OSError, match=r"after 3,000 of 10,240"):
+        fetch(a, to, **quiet)
     assert [p.name for p in to.iterdir()] == ["a.bin.part"]                    # never under its name
     assert fetch(a, to, **quiet).read_bytes() == BODY
     assert server.asked == [None, "bytes=3000-"] and [p.name for p in to.iterdir()] == ["a.bin"]
@@ -74,7 +81,8 @@ def test_a_part_that_was_complete(server, tmp_path):
 
 @pytest.mark.parametrize("path, error", [("other", ValueError), ("gone", OSError)])
 def test_nothing_stays_of_a_wrong_file(server, tmp_path, path, error):
-    with pytest.raises(error): fetch(archive(server, path, tmp_path), tmp_path/"to", **quiet)
+    with pytest.raises(error):
+        fetch(archive(server, path, tmp_path), tmp_path/"to", **quiet)
     assert not (tmp_path/"to").exists() or not list((tmp_path/"to").iterdir())
 
 @pytest.fixture
@@ -88,13 +96,16 @@ def offline(monkeypatch, server):
 def test_without_a_network(offline, tmp_path, capsys, kind, names, download):
     assert main(["data", kind, str(tmp_path/"new"), *["--download"]*download]) == 2
     said = capsys.readouterr().err
-    for n in names: assert n in said and next(a.md5 for a in field.ARCHIVES.values() if a.name == n) in said
+    for n in names:
+        assert n in said and next(a.md5 for a in field.ARCHIVES.values() if a.name == n) in said
     assert ("could not be fetched" in said) is download and ("--download" in said) is not download
     assert not (tmp_path/"new").exists()
 
 def test_what_was_put_there_is_checked(tmp_path):
-    (tmp_path/"benchmark.tgz").write_bytes(b"half of it"); (tmp_path/"VOCdevkit"/"VOC2012"/"JPEGImages").mkdir(parents=True)
-    with pytest.raises(ValueError, match="benchmark.tgz: expected MD5 82b4d87c.*10 bytes"): build_voc(tmp_path, **quiet)
+    (tmp_path/"benchmark.tgz").write_bytes(b"half of it")
+    (tmp_path/"VOCdevkit"/"VOC2012"/"JPEGImages").mkdir(parents=True)
+    with pytest.raises(ValueError, match="benchmark.tgz: expected MD5 82b4d87c.*10 bytes"):
+        build_voc(tmp_path, **quiet)
 
 # ---- unpacking
 
@@ -103,8 +114,11 @@ def make_tar(path, members, mode="w"):
     with tarfile.open(path, mode) as t:
         for name, what, *target in members:
             m = tarfile.TarInfo(name)
-            if target: m.type, m.linkname = what, target[0]
-            else: m.size = len(what)
+            if target:
+                m.type = what
+                m.linkname = target[0]
+            else:
+                m.size = len(what)
             t.addfile(m, None if target else io.BytesIO(what))
     return path
 
@@ -112,7 +126,8 @@ def make_zip(path, members):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         for name, what, *target in members:
             info = zipfile.ZipInfo(name)
-            if target: info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            if target:
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
             z.writestr(info, target[0] if target else what)
     return path
 
@@ -123,12 +138,14 @@ kinds = pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("name", ["../up", "a/../../up", "/up", "..", "a/b/../../../up", "..\\up", "C:up", "C:\\up", "a\\..\\..\\up"])
 def test_no_path_leaves_the_folder(tmp_path, kind, name):
     a = MAKERS[kind](tmp_path/kind, [("fine.txt", b"fine"), (name, b"evil")])
-    with pytest.raises(ValueError, match="expected paths inside"): unpack(a, tmp_path/"in"/"to", **quiet)
+    with pytest.raises(ValueError, match="expected paths inside"):
+        unpack(a, tmp_path/"in"/"to", **quiet)
     assert [p.name for p in tmp_path.iterdir()] == [kind]        # not even the fine one
 
 @kinds
 def test_links_are_left_out(tmp_path, kind, caplog):
-    (tmp_path/"safe").mkdir(); (tmp_path/"safe"/"secret").write_text("untouched")
+    (tmp_path/"safe").mkdir()
+    (tmp_path/"safe"/"secret").write_text("untouched")
     target = str(tmp_path/"safe")
     a = MAKERS[kind](tmp_path/kind, [("door", tarfile.SYMTYPE, target), ("door/secret", b"evil"), ("up", tarfile.SYMTYPE, "../safe/secret"), ("up", b"evil")])
     unpack(a, tmp_path/"to", **quiet)
@@ -149,36 +166,55 @@ def test_every_cut_is_an_error_or_leaves_whole_files(tmp_path, kind):
     whole = MAKERS[kind](tmp_path/kind, list(CONTENT.items())).read_bytes()
     errors = 0
     for n in np.random.default_rng(0).integers(0, len(whole) - 1, 40):
-        to = tmp_path/"to"; shutil.rmtree(to, ignore_errors=True)
+        to = tmp_path/"to"
+        shutil.rmtree(to, ignore_errors=True)
         (tmp_path/kind).write_bytes(whole[:n])
-        try: unpack(tmp_path/kind, to, **quiet)
-        except ValueError as e: errors += 1; assert kind in str(e) and "cut short" in str(e)
+        try:
+            unpack(tmp_path/kind, to, **quiet)
+        except ValueError as e:
+            errors += 1
+            assert kind in str(e) and "cut short" in str(e)
         assert not to.exists() or (tree(to).items() <= CONTENT.items() and not parts(to))
     assert errors >= 38 if kind != "a.tar" else errors > 20  # a tar cut between two members looks complete: its MD5 does not
 
 @kinds
 def test_damage_inside(tmp_path, kind):
     path = MAKERS[kind](tmp_path/kind, list(CONTENT.items()))
-    whole, rng, seen = path.read_bytes(), np.random.default_rng(1), set()
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    seen = set()
     for _ in range(60):
-        b = bytearray(whole); at = rng.integers(0, len(b), 3)
-        for i in at: b[i] ^= int(rng.integers(1, 256))
-        path.write_bytes(bytes(b)); to = tmp_path/"to"; shutil.rmtree(to, ignore_errors=True)
-        try: unpack(path, to, **quiet); seen.add("result")
-        except ValueError: seen.add("error")
+        b = bytearray(whole)
+        at = rng.integers(0, len(b), 3)
+        for i in at:
+            b[i] ^= int(rng.integers(1, 256))
+        path.write_bytes(bytes(b))
+        to = tmp_path/"to"
+        shutil.rmtree(to, ignore_errors=True)
+        try:
+            unpack(path, to, **quiet)
+            seen.add("result")
+        except ValueError:
+            seen.add("error")
         assert not to.exists() or not parts(to)
     assert "error" in seen
     assert sorted(p.name for p in tmp_path.iterdir() if p.name not in ("to", kind)) == []
 
 @kinds
 def test_a_stopped_unpacking_goes_on(tmp_path, kind, monkeypatch):
-    a, to, real, calls = MAKERS[kind](tmp_path/kind, list(CONTENT.items())), tmp_path/"to", shutil.copyfileobj, []
+    a = MAKERS[kind](tmp_path/kind, list(CONTENT.items()))
+    to = tmp_path/"to"
+    real = shutil.copyfileobj
+    calls = []
     def stop(src, dst, n):
         calls.append(1)
-        if len(calls) == 5: dst.write(b"half"); raise KeyboardInterrupt
+        if len(calls) == 5:
+            dst.write(b"half")
+            raise KeyboardInterrupt
         real(src, dst, n)
     monkeypatch.setattr(shutil, "copyfileobj", stop)
-    with pytest.raises(KeyboardInterrupt): unpack(a, to, **quiet)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(a, to, **quiet)
     assert tree(to).items() < CONTENT.items() and not parts(to)
     n = len(tree(to))
     unpack(a, to, **quiet)
@@ -186,28 +222,35 @@ def test_a_stopped_unpacking_goes_on(tmp_path, kind, monkeypatch):
 
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(ValueError, match="of free disk"): unpack(make_tar(tmp_path/"a.tar", CONTENT.items()), tmp_path/"to", **quiet)
+    with pytest.raises(ValueError, match="of free disk"):
+        unpack(make_tar(tmp_path/"a.tar", CONTENT.items()), tmp_path/"to", **quiet)
     assert not (tmp_path/"to").exists()
 
 # ---- VOC and SBD in miniature
 
 def write_mat(path, ids):
     path.parent.mkdir(parents=True, exist_ok=True)
-    edges = np.empty((20, 1), object); edges[:] = [[np.zeros(ids.shape, np.uint8)]]
+    edges = np.empty((20, 1), object)
+    edges[:] = [[np.zeros(ids.shape, np.uint8)]]
     savemat(path, dict(GTcls=dict(Boundaries=edges, Segmentation=ids, CategoriesPresent=np.unique(ids[ids > 0])[:, None])), do_compression=True)
 
 def mini_voc(root, n=12, seed=0):
     "n pictures; the first third VOC train, the next VOC val, the rest SBD only; SBD has every second of VOC's, too."
-    voc, sbd, rng = root/"VOCdevkit"/"VOC2012", root/"benchmark_RELEASE"/"dataset", np.random.default_rng(seed)
-    for p in (voc/"JPEGImages", voc/"Annotations", lists(voc), sbd/"cls"): p.mkdir(parents=True)
+    voc = root/"VOCdevkit"/"VOC2012"
+    sbd = root/"benchmark_RELEASE"/"dataset"
+    rng = np.random.default_rng(seed)
+    for p in (voc/"JPEGImages", voc/"Annotations", lists(voc), sbd/"cls"):
+        p.mkdir(parents=True)
     ids = [f"20{8 + i % 4:02d}_{i:06d}" for i in range(n)]
     for k, i in enumerate(ids):
         mask = rng.integers(0, 21, (9 + k % 4, 13), dtype=np.uint8)
         Image.fromarray(rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)).save(voc/"JPEGImages"/f"{i}.jpg")
         names = [VOC.classes[t - 1] for t in np.unique(mask[mask > 0])]
         (voc/"Annotations"/f"{i}.xml").write_text("<annotation>" + "".join(f"<object><name>{o}</name><part><name>hand</name></part></object>" for o in names) + "</annotation>")
-        if k < 2*n//3: save_mask(voc/"SegmentationClass"/f"{i}.png", np.where(rng.random(mask.shape) < .2, 255, mask).astype(np.uint8))
-        if k >= 2*n//3 or k % 2: write_mat(sbd/"cls"/f"{i}.mat", mask)
+        if k < 2*n//3:
+            save_mask(voc/"SegmentationClass"/f"{i}.png", np.where(rng.random(mask.shape) < .2, 255, mask).astype(np.uint8))
+        if k >= 2*n//3 or k % 2:
+            write_mat(sbd/"cls"/f"{i}.mat", mask)
     split = dict(train=ids[:n//3], val=ids[n//3:2*n//3])
     theirs = sorted(p.stem for p in (sbd/"cls").iterdir())
     for path, what in ((lists(voc)/"train.txt", split["train"]), (lists(voc)/"val.txt", split["val"]), (sbd/"train.txt", theirs[::2]), (sbd/"val.txt", theirs[1::2])):
@@ -223,12 +266,15 @@ def test_voc(tmp_path):
         own = voc/"SegmentationClass"/f"{i}.png"
         assert np.array_equal(data.read(i)[1], read_mask(own, 21) if own.exists() else sbd_mask(sbd/"cls"/f"{i}.mat"))
         assert Image.open(data.masks[i]).mode == "P"
-    for i in split["val"]: assert np.array_equal(read_mask(voc/"SegmentationClassAug"/f"{i}.png", 21), read_mask(voc/"SegmentationClass"/f"{i}.png", 21))
+    for i in split["val"]:
+        assert np.array_equal(read_mask(voc/"SegmentationClassAug"/f"{i}.png", 21), read_mask(voc/"SegmentationClass"/f"{i}.png", 21))
     assert json.loads((lists(voc)/"tags.json").read_text()).keys() == set(ids)
     assert data.tags == read_tags(voc, data.ids, VOC.classes, "xml")
     rows = survey(root, VOC)
     assert complete(rows) and rows["train_aug"] == dict(listed=len(data), pictures=len(data), masks=len(data), tagged=len(data), published=10_582) and rows["test"]["listed"] is None
-    before = tree(root); build_voc(root, **quiet); assert tree(root) == before
+    before = tree(root)
+    build_voc(root, **quiet)
+    assert tree(root) == before
 
 def test_tags_of_the_masks(tmp_path):
     root, voc, *_ = mini_voc(tmp_path)
@@ -236,52 +282,77 @@ def test_tags_of_the_masks(tmp_path):
     ids = open_data(root, "train_aug", VOC.classes).ids
     assert {i: read_tags(voc, ids, VOC.classes, "json")[i] for i in ids} == read_tags(voc, ids, VOC.classes, "masks")
     (lists(voc)/"tags.json").write_text(json.dumps({i: ["cat"] for i in ids}))
-    build_voc(root, **quiet); assert read_tags(voc, ids, VOC.classes)[ids[0]] == [7]       # somebody's own tags stay
-    build_voc(root, tags_from="xml", **quiet); tags = read_tags(voc, ids, VOC.classes, "json")
+    build_voc(root, **quiet)
+    assert read_tags(voc, ids, VOC.classes)[ids[0]] == [7]       # somebody's own tags stay
+    build_voc(root, tags_from="xml", **quiet)
+    tags = read_tags(voc, ids, VOC.classes, "json")
     assert {i: tags[i] for i in ids} == read_tags(voc, ids, VOC.classes, "xml")
     (lists(voc)/"tags.json").write_text("{")
-    with pytest.raises(ValueError, match="tags.json: expected JSON"): build_voc(root, tags_from="xml", **quiet)
+    with pytest.raises(ValueError, match="tags.json: expected JSON"):
+        build_voc(root, tags_from="xml", **quiet)
 
 def test_voc_from_archives(tmp_path, monkeypatch):
-    src, root = mini_voc(tmp_path/"src")[0], tmp_path/"root"; root.mkdir()
-    build_voc(src, **quiet); want = tree(src/"VOCdevkit")
-    shutil.rmtree(src); mini_voc(src)
+    src = mini_voc(tmp_path/"src")[0]
+    root = tmp_path/"root"
+    root.mkdir()
+    build_voc(src, **quiet)
+    want = tree(src/"VOCdevkit")
+    shutil.rmtree(src)
+    mini_voc(src)
     def pack(name, *tops):
         with tarfile.open(root/name, "w:gz" if name.endswith("gz") else "w") as t:
-            for top in tops: t.add(src/top, top)
+            for top in tops:
+                t.add(src/top, top)
         return calculate_md5(root/name)
     md5 = dict(voc=pack("VOCtrainval_11-May-2012.tar", "VOCdevkit"), sbd=pack("benchmark.tgz", "benchmark_RELEASE"))
     test = {"VOCdevkit/VOC2012/JPEGImages/t.jpg": (src/"VOCdevkit"/"VOC2012"/"JPEGImages"/"2008_000000.jpg").read_bytes(), "VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt": b"t\n"}
-    make_tar(root/"VOC2012test.tar", test.items()); md5["test"] = calculate_md5(root/"VOC2012test.tar")
+    make_tar(root/"VOC2012test.tar", test.items())
+    md5["test"] = calculate_md5(root/"VOC2012test.tar")
     monkeypatch.setattr(field, "ARCHIVES", {k: a._replace(md5=md5.get(k, a.md5)) for k, a in field.ARCHIVES.items()})
-    real, calls = shutil.copyfileobj, []
+    real = shutil.copyfileobj
+    calls = []
     def stop(*a):
         calls.append(1)
         if len(calls) == 20: raise KeyboardInterrupt
         real(*a)
     monkeypatch.setattr(shutil, "copyfileobj", stop)
-    with pytest.raises(KeyboardInterrupt): build_voc(root, **quiet)      # in the middle of VOC: JPEGImages may be there, but not all of it
+    with pytest.raises(KeyboardInterrupt):
+        build_voc(root, **quiet)      # in the middle of VOC: JPEGImages may be there, but not all of it
     build_voc(root, **quiet)
     assert tree(root/"VOCdevkit") == {**want, **{k.removeprefix("VOCdevkit/"): v for k, v in test.items()}}
     assert open_data(root, "test", VOC.classes, tags_from=None).ids == ["t"] and complete(survey(root, VOC))
     for a in root.glob("*.t*"):
-        if not a.name.endswith("unpacked"): a.unlink()
-    n = len(calls); build_voc(root, **quiet); assert len(calls) == n     # the archives may go
+        if not a.name.endswith("unpacked"):
+            a.unlink()
+    n = len(calls)
+    build_voc(root, **quiet)
+    assert len(calls) == n     # the archives may go
 
 def test_killed_builds_leave_whole_files(tmp_path):
-    if not hasattr(os, "fork"): pytest.skip("needs fork")
-    want = mini_voc(tmp_path/"want", 120)[0]; build_voc(want, **quiet)
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    want = mini_voc(tmp_path/"want", 120)[0]
+    build_voc(want, **quiet)
     root, voc, *_ = mini_voc(tmp_path/"root", 120)
-    aug, rng, seen = voc/"SegmentationClassAug", np.random.default_rng(0), []
+    aug = voc/"SegmentationClassAug"
+    rng = np.random.default_rng(0)
+    seen = []
     for _ in range(20):
         if (pid := os.fork()) == 0:
-            try: tqdm.set_lock(threading.RLock()); build_voc(root, **quiet)  # its own: a lock shared with this process would die held
-            finally: os._exit(0)
-        time.sleep(rng.uniform(.005, .15)); os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+            try:
+                tqdm.set_lock(threading.RLock())
+                build_voc(root, **quiet)  # its own: a lock shared with this process would die held
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(.005, .15))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         masks = [p for p in aug.glob("*.png") if not p.name.startswith(".")]  # without what a killed process was writing
         seen.append(len(masks))
-        for p in masks: assert read_mask(p, 21).shape == read_mask(want/aug.relative_to(root)/p.name, 21).shape
-        if (lists(voc)/"train_aug.txt").exists(): assert complete(survey(root, VOC))   # a list promises its masks
+        for p in masks:
+            assert read_mask(p, 21).shape == read_mask(want/aug.relative_to(root)/p.name, 21).shape
+        if (lists(voc)/"train_aug.txt").exists():
+            assert complete(survey(root, VOC))   # a list promises its masks
     assert seen == sorted(seen)
     build_voc(root, **quiet)
     assert {k: v for k, v in tree(root/"VOCdevkit").items() if "/." not in k} == tree(want/"VOCdevkit")
@@ -305,32 +376,46 @@ def test_sbd_elsewhere(tmp_path):
     root, voc, sbd, *_ = mini_voc(tmp_path/"a")
     (root/"benchmark_RELEASE").rename(tmp_path/"far")
     for wrong in (tmp_path, tmp_path/"nowhere"):
-        with pytest.raises(FileNotFoundError, match="expected SBD's folder"): build_voc(root, sbd=wrong, **quiet)
-    build_voc(root, sbd=tmp_path/"far", **quiet); assert complete(survey(root, VOC))
+        with pytest.raises(FileNotFoundError, match="expected SBD's folder"):
+            build_voc(root, sbd=wrong, **quiet)
+    build_voc(root, sbd=tmp_path/"far", **quiet)
+    assert complete(survey(root, VOC))
 
 def test_damaged_mat(tmp_path):
-    path, rng = tmp_path/"a.mat", np.random.default_rng(0); write_mat(path, rng.integers(0, 21, (30, 40), dtype=np.uint8))
-    whole, want = path.read_bytes(), sbd_mask(path)
+    path = tmp_path/"a.mat"
+    rng = np.random.default_rng(0)
+    write_mat(path, rng.integers(0, 21, (30, 40), dtype=np.uint8))
+    whole = path.read_bytes()
+    want = sbd_mask(path)
     for n in rng.integers(0, len(whole), 40):
         path.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match="a.mat: expected"): sbd_mask(path)
+        with pytest.raises(ValueError, match="a.mat: expected"):
+            sbd_mask(path)
     for _ in range(200):
         b = bytearray(whole)
-        for i in rng.integers(0, len(b), 3): b[i] ^= int(rng.integers(1, 256))
+        for i in rng.integers(0, len(b), 3):
+            b[i] ^= int(rng.integers(1, 256))
         path.write_bytes(bytes(b))
-        try: assert sbd_mask(path).dtype == np.uint8
-        except ValueError as e: assert "a.mat" in str(e)
-    path.write_bytes(whole); assert np.array_equal(sbd_mask(path), want)
+        try:
+            assert sbd_mask(path).dtype == np.uint8
+        except ValueError as e:
+            assert "a.mat" in str(e)
+    path.write_bytes(whole)
+    assert np.array_equal(sbd_mask(path), want)
     savemat(path, dict(GTinst=dict(Segmentation=want)))
-    with pytest.raises(ValueError, match="GTcls.Segmentation"): sbd_mask(path)
+    with pytest.raises(ValueError, match="GTcls.Segmentation"):
+        sbd_mask(path)
     savemat(path, dict(GTcls=dict(Segmentation=want/2)))
-    with pytest.raises(ValueError, match="float64"): sbd_mask(path)
+    with pytest.raises(ValueError, match="float64"):
+        sbd_mask(path)
 
 def test_complete_lists_give_the_published_number():
     name = lambda lo, hi: [f"p{i:05d}" for i in range(lo, hi)]
-    train, val = name(0, 1464), name(1464, 2913)
+    train = name(0, 1464)
+    val = name(1464, 2913)
     sbd = name(1464 - 787, 2913) + name(2913, 2913 + 11_355 - 787 - 1449)       # as the sets overlap: 9,119 of SBD alone make 10,582 + 1
-    with pytest.raises(ValueError, match="10,582"): train_aug(train, val, sbd)
+    with pytest.raises(ValueError, match="10,582"):
+        train_aug(train, val, sbd)
     sbd[-1] = name(0, 1)[0]
     assert len(set(sbd)) == 11_355 and len(train_aug(train, val, sbd)) == 10_582
     assert len(train_aug(train, val, sbd[:-9])) < 10_582                        # parts of the sets: whatever they give
@@ -344,15 +429,20 @@ def square(x0, x1, h): return [[x0, 0, x1, 0, x1, h, x0, h]]
 
 def mini_coco(root, split="val", year=2014, n=5, pictures=None):
     "n pictures of 2x6 and one without objects; the first has a crowd, packed in the second."
-    src = root/(pictures or f"{split}{year}"); src.mkdir(parents=True); (root/"annotations").mkdir(exist_ok=True)
-    images, anns = [], []
+    src = root/(pictures or f"{split}{year}")
+    src.mkdir(parents=True)
+    (root/"annotations").mkdir(exist_ok=True)
+    images = []
+    anns = []
     for i in range(1, n + 2):
         info = dict(id=i, file_name=f"COCO_{split}{year}_{i:012d}.jpg" if year == 2014 else f"{i:012d}.jpg", height=2, width=6)
-        Image.fromarray(np.full((2, 6, 3), i, np.uint8)).save(src/info["file_name"]); images.append(info)
+        Image.fromarray(np.full((2, 6, 3), i, np.uint8)).save(src/info["file_name"])
+        images.append(info)
         if i <= n:
             anns.append(dict(id=2*i, image_id=i, category_id=GAPS[i % 80], iscrowd=0, area=8., segmentation=square(0, 4, 2)))
             crowd = dict(size=[2, 6], counts=[6, 6])
-            if i <= 2: anns.append(dict(id=2*i + 1, image_id=i, category_id=1, iscrowd=1, area=6., segmentation=crowd if i == 1 else packed(crowd)))
+            if i <= 2:
+                anns.append(dict(id=2*i + 1, image_id=i, category_id=1, iscrowd=1, area=6., segmentation=crowd if i == 1 else packed(crowd)))
     write_instances(root, split, year, images, anns)
     return root
 
@@ -370,8 +460,10 @@ def test_coco(tmp_path):
     assert len(train) == 3 and len(val) == 5 and val.ids == [f"COCO_val2014_{i:012d}" for i in range(1, 6)]   # not the sixth
     for k, i in enumerate(val.ids, 1):
         img, mask = val.read(i)
-        want = np.zeros((2, 6), np.uint8); want[:, :4] = k + 1
-        if k <= 2: want[:, 3:] = 1                              # the crowd is smaller
+        want = np.zeros((2, 6), np.uint8)
+        want[:, :4] = k + 1
+        if k <= 2:
+            want[:, 3:] = 1                              # the crowd is smaller
         assert np.array_equal(mask, want) and val.tags[i] == sorted({k, *([0] if k <= 2 else [])})
     assert not (root/"JPEGImages"/"COCO_val2014_000000000006.jpg").exists() and complete(survey(root, COCO))
     shutil.move(root, tmp_path/"moved")                         # links are relative
@@ -386,22 +478,31 @@ def test_coco_crowds_can_be_ignored(tmp_path):
 
 def test_coco_resumes_and_mends(tmp_path, monkeypatch):
     want = build_coco(mini_coco(tmp_path/"want"), ("val",), **quiet)
-    root, real, calls = mini_coco(tmp_path/"root"), field.save_mask, []
+    root = mini_coco(tmp_path/"root")
+    real = field.save_mask
+    calls = []
     def stop(*a):
         if len(calls) == 3: raise KeyboardInterrupt
-        calls.append(1); real(*a)
+        calls.append(1)
+        real(*a)
     monkeypatch.setattr(field, "save_mask", stop)
-    with pytest.raises(KeyboardInterrupt): build_coco(root, ("val",), **quiet)
+    with pytest.raises(KeyboardInterrupt):
+        build_coco(root, ("val",), **quiet)
     assert not (lists(root)/"val.txt").exists() and not parts(root)
     monkeypatch.setattr(field, "save_mask", lambda *a: (calls.append(1), real(*a)))
-    link = root/"JPEGImages"/"COCO_val2014_000000000002.jpg"; link.unlink(); link.symlink_to("nowhere")
+    link = root/"JPEGImages"/"COCO_val2014_000000000002.jpg"
+    link.unlink()
+    link.symlink_to("nowhere")
     build_coco(root, ("val",), workers=1, **quiet)
     assert tree(root) == tree(want) and len(calls) == 5
-    before = tree(root); build_coco(root, ("val",), **quiet); assert tree(root) == before and len(calls) == 5
+    before = tree(root)
+    build_coco(root, ("val",), **quiet)
+    assert tree(root) == before and len(calls) == 5
 
 def test_two_processes_do_the_same(tmp_path):
     assert pickle.loads(pickle.dumps(field._voc_mask)) is field._voc_mask     # VOC's part of the same loop
-    a, b = build_coco(mini_coco(tmp_path/"a"), ("val",), **quiet), build_coco(mini_coco(tmp_path/"b"), ("val",), workers=2, **quiet)
+    a = build_coco(mini_coco(tmp_path/"a"), ("val",), **quiet)
+    b = build_coco(mini_coco(tmp_path/"b"), ("val",), workers=2, **quiet)
     assert tree(a) == tree(b)
 
 def test_links_copies_and_second_names(tmp_path, monkeypatch):
@@ -423,7 +524,10 @@ def test_coco_2017(tmp_path):
     assert open_data(root, "val", COCO.classes).ids[0] == "000000000001"
 
 def edit(root, f):
-    path = root/"annotations"/"instances_val2014.json"; d = json.loads(path.read_text()); f(d); path.write_text(json.dumps(d))
+    path = root/"annotations"/"instances_val2014.json"
+    d = json.loads(path.read_text())
+    f(d)
+    path.write_text(json.dumps(d))
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda r: (r/"annotations"/"instances_val2014.json").write_text('{"images": ['), "expected COCO's instances"),
@@ -441,7 +545,8 @@ def edit(root, f):
     (lambda r: (r/"val2014"/"COCO_val2014_000000000003.jpg").unlink(), "no picture for 1 of 5: COCO_val2014_000000000003.jpg"),
     (lambda r: shutil.rmtree(r/"val2014"), "val2014.zip")])
 def test_coco_mistakes(tmp_path, spoil, says, capsys):
-    root = mini_coco(tmp_path/"root"); spoil(root)
+    root = mini_coco(tmp_path/"root")
+    spoil(root)
     assert main(["data", "coco", str(root), "--splits", "val"]) == 2
     assert re.search(says, capsys.readouterr().err) and not list(tmp_path.rglob("evil*")) and not parts(root)
     assert not (lists(root)/"val.txt").exists()
@@ -449,7 +554,8 @@ def test_coco_mistakes(tmp_path, spoil, says, capsys):
 def test_complete_annotations_give_the_published_number(tmp_path):
     root = mini_coco(tmp_path)
     edit(root, lambda d: d["images"].extend(dict(id=i, file_name=f"{i}.jpg", height=2, width=6) for i in range(100, 100 + 40_504 - 6)))
-    with pytest.raises(ValueError, match="expected 40,137 pictures with objects among 40,504, got 5"): build_coco(root, ("val",), **quiet)
+    with pytest.raises(ValueError, match="expected 40,137 pictures with objects among 40,504, got 5"):
+        build_coco(root, ("val",), **quiet)
 
 def field_mask(anns, h, w):
     "coco2voc's rule, object by object: by area, and a pixel keeps its first class."
@@ -473,12 +579,16 @@ def test_overlaps_are_drawn_as_the_field_draws_them():
 
 def test_run_lengths_that_end_too_early():
     "pycocotools leaves memory as it was in what they do not reach: zeros or an error, never that."
-    big = [np.full((300, 400), 255, np.uint8) for _ in range(20)]; del big
+    big = [np.full((300, 400), 255, np.uint8) for _ in range(20)]
+    del big
     for counts in ([7], [3, 4], "0"*9, ""):
         for _ in range(20):
-            try: mask = coco_mask([dict(category_id=3, area=9, segmentation=dict(size=[300, 400], counts=counts))], (300, 400), IDS)
-            except ValueError as e: assert "end before" in str(e)
-            else: assert set(np.unique(mask)) <= {0, 3} and (mask > 0).sum() == (4 if counts == [3, 4] else 0)
+            try:
+                mask = coco_mask([dict(category_id=3, area=9, segmentation=dict(size=[300, 400], counts=counts))], (300, 400), IDS)
+            except ValueError as e:
+                assert "end before" in str(e)
+            else:
+                assert set(np.unique(mask)) <= {0, 3} and (mask > 0).sum() == (4 if counts == [3, 4] else 0)
 
 def test_an_object_without_pixels():
     assert coco_mask([dict(category_id=1, area=0, segmentation=[])], (3, 4), IDS).sum() == 0
@@ -490,40 +600,49 @@ def test_polygons_without_an_area_draw_nothing(less):
     def drawn(*polygons): return coco_mask([dict(category_id=3, area=9, segmentation=list(polygons))], (12, 12), IDS)
     alone = drawn(triangle)
     assert (alone == 3).sum() == 21 and not drawn(less).any() and not drawn(less, less).any()
-    for both in (drawn(less, triangle), drawn(triangle, less), drawn(tuple(triangle)), drawn(np.array(triangle))): assert np.array_equal(both, alone)
+    for both in (drawn(less, triangle), drawn(triangle, less), drawn(tuple(triangle)), drawn(np.array(triangle))):
+        assert np.array_equal(both, alone)
 
 @pytest.mark.parametrize("polygon, says", [([1, 1, 8, 1, 8], "pairs x, y, got a polygon of 5"), ([1, 1, 8, 1, 8, 8, 3], "of 7 numbers"), ([float("nan")]*6, "coordinates in a picture of 12x12 pixels, got nan"),
                                            ([1, 1, 8, 1, 8, 1e9], "got 1000000000"), ([1, 1, float("-inf"), 1, 8, 8], "got -inf"), (["a"]*6, "expected numbers"), ([[1, 1]]*6, "expected numbers"), (7, "expected polygons as lists")])
 def test_polygons_that_cannot_be_drawn(polygon, says):
     "Of coordinates that are no places in a picture pycocotools fills memory until the system ends it."
     for polygons in ([polygon], [[1, 1, 8, 1, 8, 8], polygon]):
-        with pytest.raises(ValueError, match=says): coco_mask([dict(category_id=3, area=9, segmentation=polygons)], (12, 12), IDS)
+        with pytest.raises(ValueError, match=says):
+            coco_mask([dict(category_id=3, area=9, segmentation=polygons)], (12, 12), IDS)
 
 # ---- the test server
 
 def test_a_packed_mask_goes_by_its_colours(tmp_path):
     "With its palette sorted anew, person went to the server as aeroplane."
     from weclip.data.field import _entry
-    ids = np.zeros((6, 8), np.uint8); ids[2:5, 1:4] = 15
+    ids = np.zeros((6, 8), np.uint8)
+    ids[2:5, 1:4] = 15
     Image.fromarray(voc_palette()[ids]).quantize(256, dither=0).save(tmp_path/"q.png")
     assert np.array_equal(np.asarray(Image.open(_entry(tmp_path/"q.png", "a/q.png")[1])), ids)
 
 @pytest.fixture
 def test_set(tmp_path):
     "1,456 small pictures and their masks."
-    root = tmp_path/"VOC2012"; (root/"JPEGImages").mkdir(parents=True); lists(root).mkdir(parents=True)
-    ids, sizes = [f"2008_{i:06d}" for i in range(1456)], [(5, 7), (7, 5), (6, 6)]
+    root = tmp_path/"VOC2012"
+    (root/"JPEGImages").mkdir(parents=True)
+    lists(root).mkdir(parents=True)
+    ids = [f"2008_{i:06d}" for i in range(1456)]
+    sizes = [(5, 7), (7, 5), (6, 6)]
     for k, (h, w) in enumerate(sizes):
-        Image.new("RGB", (w, h)).save(tmp_path/f"{k}.jpg"); save_mask(tmp_path/f"{k}.png", np.full((h, w), k + 18, np.uint8))
+        Image.new("RGB", (w, h)).save(tmp_path/f"{k}.jpg")
+        save_mask(tmp_path/f"{k}.png", np.full((h, w), k + 18, np.uint8))
     (tmp_path/"masks").mkdir()
     for k, i in enumerate(ids):
-        os.link(tmp_path/f"{k % 3}.jpg", root/"JPEGImages"/f"{i}.jpg"); shutil.copy(tmp_path/f"{k % 3}.png", tmp_path/"masks"/f"{i}.png")
+        os.link(tmp_path/f"{k % 3}.jpg", root/"JPEGImages"/f"{i}.jpg")
+        shutil.copy(tmp_path/f"{k % 3}.png", tmp_path/"masks"/f"{i}.png")
     (lists(root)/"test.txt").write_text("\n".join(ids) + "\n")
     return root, tmp_path/"masks", ids
 
 def test_pack(test_set, tmp_path, capsys):
     root, masks, ids = test_set
-    grey = Image.fromarray(np.full((5, 7), 18, np.uint8)); grey.save(masks/f"{ids[0]}.png")     # ids without a palette: the server would take the greys for colours
+    grey = Image.fromarray(np.full((5, 7), 18, np.uint8))
+    grey.save(masks/f"{ids[0]}.png")     # ids without a palette: the server would take the greys for colours
     save_mask(masks/"extra.png", np.zeros((2, 2), np.uint8))
     assert main(["data", "pack", str(masks), str(tmp_path/"r.tgz"), "--data", str(root)]) == 0
     with tarfile.open(tmp_path/"r.tgz", "r:gz") as t:
@@ -532,7 +651,8 @@ def test_pack(test_set, tmp_path, capsys):
             im = Image.open(t.extractfile(t.getmembers()[k]))
             assert im.mode == "P" and im.size == Image.open(root/"JPEGImages"/f"{ids[k]}.jpg").size and im.getextrema() == (k % 3 + 18,)*2
             assert np.array_equal(np.reshape(im.getpalette(), (-1, 3))[:21], voc_palette()[:21])
-    with tarfile.open(pack_voc(masks, tmp_path/"5.tar.gz", root, competition="comp5", **quiet)) as t: assert "comp5_test_cls" in t.getnames()[9]
+    with tarfile.open(pack_voc(masks, tmp_path/"5.tar.gz", root, competition="comp5", **quiet)) as t:
+        assert "comp5_test_cls" in t.getnames()[9]
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda m, i: (m/f"{i}.png").unlink(), "no mask for 1 of 1,456 pictures of test"),
@@ -542,7 +662,8 @@ def test_pack(test_set, tmp_path, capsys):
     (lambda m, i: Image.new("RGB", (7, 5)).save(m/f"{i}.png"), "mode RGB"),
     (lambda m, i: (m/f"{i}.png").write_bytes(b"x"), "cannot be read")])
 def test_pack_refuses_what_the_server_would(test_set, tmp_path, capsys, spoil, says):
-    root, masks, ids = test_set; spoil(masks, ids[1200])
+    root, masks, ids = test_set
+    spoil(masks, ids[1200])
     assert main(["data", "pack", str(masks), str(tmp_path/"r.tgz"), "--data", str(root)]) == 2
     said = capsys.readouterr().err
     assert says in said and ids[1200] in said and not (tmp_path/"r.tgz").exists() and not parts(tmp_path)
@@ -553,7 +674,9 @@ def test_check_only_counts(tmp_path, capsys):
     root, voc, *_ = mini_voc(tmp_path)
     before = tree(root)
     assert main(["data", "voc", str(root), "--check"]) == 0 and tree(root) == before          # `val` can be opened, `train` too
-    build_voc(root, **quiet); next((voc/"SegmentationClassAug").iterdir()).unlink(); before = tree(root)
+    build_voc(root, **quiet)
+    next((voc/"SegmentationClassAug").iterdir()).unlink()
+    before = tree(root)
     assert main(["data", "voc", str(root), "--check"]) == 1 and tree(root) == before
     assert "10,582" in capsys.readouterr().out
     assert main(["data", "voc", str(root)]) == 0 and main(["data", "voc", str(root), "--check"]) == 0
@@ -562,7 +685,10 @@ def test_check_only_counts(tmp_path, capsys):
 def test_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     def denied(*a, **k): raise PermissionError(13, "Permission denied", "JPEGImages")
     monkeypatch.setattr(field.Path, "mkdir", denied)
-    root = tmp_path/"c"; os.makedirs(root/"val2014"); os.makedirs(root/"annotations"); write_instances(root, "val", 2014, [], [])
+    root = tmp_path/"c"
+    os.makedirs(root/"val2014")
+    os.makedirs(root/"annotations")
+    write_instances(root, "val", 2014, [], [])
     assert main(["data", "coco", str(root), "--splits", "val"]) == 2 and "Permission denied" in capsys.readouterr().err
 
 def test_from_a_list_to_a_submission(tmp_path, capsys, monkeypatch):
@@ -572,8 +698,10 @@ def test_from_a_list_to_a_submission(tmp_path, capsys, monkeypatch):
     shutil.copy(lists(root)/"val.txt", lists(root)/"test.txt")
     assert main(["predict", str(lists(root)/"test.txt"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]) == 0
     assert main(["data", "pack", str(tmp_path/"masks"), str(tmp_path/"r.tgz"), "--data", str(root)]) == 0
-    with tarfile.open(tmp_path/"r.tgz") as t: assert len(t.getnames()) == 3
-    capsys.readouterr(); monkeypatch.setattr(weclip.use.commands, "LONG", 3)
+    with tarfile.open(tmp_path/"r.tgz") as t:
+        assert len(t.getnames()) == 3
+    capsys.readouterr()
+    monkeypatch.setattr(weclip.use.commands, "LONG", 3)
     assert main(["evaluate", str(root), "--no-crf", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "3 pictures: about 0.0 hours" in said and said.index("hours") < said.index("mIoU")
@@ -582,10 +710,12 @@ def test_from_a_list_to_a_submission(tmp_path, capsys, monkeypatch):
 
 class Red(torch.nn.Module):
     "Class 1 where it is red, of COCO's 81."
-    classes, patch = COCO, 16
+    classes = COCO
+    patch = 16
     def __init__(self):
         from weclip.method.config import preset
-        super().__init__(); self.cfg, self.w = preset("coco", long_side=64, scales=(1.,), tta_flip=False), torch.nn.Parameter(torch.ones(1))
+        super().__init__()
+        self.cfg, self.w = preset("coco", long_side=64, scales=(1.,), tta_flip=False), torch.nn.Parameter(torch.ones(1))
     def logits(self, img):
         x = torch.nn.functional.avg_pool2d(img, 16)
         return torch.cat([x[:, :1]*0 + .5, x[:, :1]*self.w, x.new_zeros(len(x), 79, *x.shape[2:])], 1)
@@ -594,14 +724,18 @@ class Red(torch.nn.Module):
 def test_evaluation_streams(workers, tmp_path):
     "However many pictures: a few are alive at a time, and nothing but masks is written."
     from weclip.engine.infer import evaluate
-    alive, most = weakref.WeakSet(), []
-    class Big(np.ndarray): pass                   # an array that can be counted
+    alive = weakref.WeakSet()
+    most = []
+    class Big(np.ndarray):
+        pass                   # an array that can be counted
     class Data:
         ids = [f"p{i}" for i in range(120)]
         def __len__(self): return len(self.ids)
         def read(self, i):
-            img = np.full((40, 40, 3), int(i[1:]), np.uint8).view(Big); lbl = np.eye(40, dtype=np.uint8).view(Big)  # an object, or nothing would be scored
-            for a in (img, lbl): alive.add(Token(a))
+            img = np.full((40, 40, 3), int(i[1:]), np.uint8).view(Big)
+            lbl = np.eye(40, dtype=np.uint8).view(Big)  # an object, or nothing would be scored
+            for a in (img, lbl):
+                alive.add(Token(a))
             most.append(len(alive))
             return img, lbl
     class Token:                                   # dies with its array
@@ -616,20 +750,29 @@ def test_evaluation_streams(workers, tmp_path):
 @needs_data
 def test_real_voc(tmp_path):
     "The masks of the field, taken apart into a VOC and an SBD, come together as they were."
-    given = DATA/"VOCdevkit"/"VOC2012"; voc, sbd = tmp_path/"VOCdevkit"/"VOC2012", tmp_path/"benchmark_RELEASE"/"dataset"
-    lists(voc).mkdir(parents=True); (sbd/"cls").mkdir(parents=True); (voc/"JPEGImages").symlink_to(given/"JPEGImages")
+    given = DATA/"VOCdevkit"/"VOC2012"
+    voc = tmp_path/"VOCdevkit"/"VOC2012"
+    sbd = tmp_path/"benchmark_RELEASE"/"dataset"
+    lists(voc).mkdir(parents=True)
+    (sbd/"cls").mkdir(parents=True)
+    (voc/"JPEGImages").symlink_to(given/"JPEGImages")
     aug, val = ((lists(given)/f"{s}.txt").read_text().split() for s in ("train_aug", "val"))
     masks = {i: read_mask(given/"SegmentationClassAug"/f"{i}.png", 21) for i in aug + val}
     train = [i for i in aug if 255 in masks[i]]                      # only VOC draws borders
-    for i in train + val: save_mask(voc/"SegmentationClass"/f"{i}.png", masks[i])
-    for i in set(aug) - set(train): write_mat(sbd/"cls"/f"{i}.mat", masks[i])
-    for i in (*train[:5], *val[:9]): write_mat(sbd/"cls"/f"{i}.mat", np.zeros_like(masks[i]))  # SBD marks some of them, too, and must not win
+    for i in train + val:
+        save_mask(voc/"SegmentationClass"/f"{i}.png", masks[i])
+    for i in set(aug) - set(train):
+        write_mat(sbd/"cls"/f"{i}.mat", masks[i])
+    for i in (*train[:5], *val[:9]):
+        write_mat(sbd/"cls"/f"{i}.mat", np.zeros_like(masks[i]))  # SBD marks some of them, too, and must not win
     theirs = sorted(p.stem for p in (sbd/"cls").iterdir())
-    for path, ids in ((lists(voc)/"train.txt", train), (lists(voc)/"val.txt", val), (sbd/"train.txt", theirs[:40]), (sbd/"val.txt", theirs[40:])): path.write_text("\n".join(ids))
+    for path, ids in ((lists(voc)/"train.txt", train), (lists(voc)/"val.txt", val), (sbd/"train.txt", theirs[:40]), (sbd/"val.txt", theirs[40:])):
+        path.write_text("\n".join(ids))
     build_voc(tmp_path, tags_from="masks", **quiet)
     data = open_data(tmp_path, "train_aug", VOC.classes, with_masks=True)
     assert sorted(data.ids) == sorted(aug) and complete(survey(tmp_path, VOC))
-    for i in data.ids: assert np.array_equal(data.read(i)[1], masks[i])
+    for i in data.ids:
+        assert np.array_equal(data.read(i)[1], masks[i])
     assert open_data(tmp_path, "val", VOC.classes, tags_from=None, with_masks=True).ids == val
     onehot = read_onehot(lists(given)/"cls_labels_onehot.npy", VOC.classes)
     fewer = [i for i in data.ids if set(data.tags[i]) < set(onehot[i])]
@@ -644,16 +787,21 @@ def test_real_voc_as_it_lies_there(capsys):
 
 @needs_data
 def test_real_voc_to_the_server(tmp_path):
-    given = DATA/"VOCdevkit"/"VOC2012"; ids = (lists(given)/"val.txt").read_text().split()
-    for i in ids: m = read_mask(given/"SegmentationClassAug"/f"{i}.png", 21); save_mask(tmp_path/"m"/f"{i}.png", np.where(m == 255, 0, m).astype(np.uint8))
+    given = DATA/"VOCdevkit"/"VOC2012"
+    ids = (lists(given)/"val.txt").read_text().split()
+    for i in ids:
+        m = read_mask(given/"SegmentationClassAug"/f"{i}.png", 21)
+        save_mask(tmp_path/"m"/f"{i}.png", np.where(m == 255, 0, m).astype(np.uint8))
     out = pack_voc(tmp_path/"m", tmp_path/"val.tgz", DATA, split="val", **quiet)
     with tarfile.open(out) as t:
-        for m in t: assert np.array_equal(np.asarray(Image.open(t.extractfile(m))), read_mask(tmp_path/"m"/Path(m.name).name, 21))
+        for m in t:
+            assert np.array_equal(np.asarray(Image.open(t.extractfile(m))), read_mask(tmp_path/"m"/Path(m.name).name, 21))
 
 @pytest.fixture(scope="module")
 def real_coco(tmp_path_factory):
     root = tmp_path_factory.mktemp("coco")
-    for d in ("annotations", "train2017", "val2017"): (root/d).symlink_to(DATA/"coco"/d)
+    for d in ("annotations", "train2017", "val2017"):
+        (root/d).symlink_to(DATA/"coco"/d)
     return build_coco(root, **quiet)
 
 @needs_data

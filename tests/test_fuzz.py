@@ -34,7 +34,8 @@ def test_none_takes_long_or_much_memory(rows):
     assert max(r["seconds"] for r in rows) < fuzz.SECONDS and max(r["mib"] for r in rows) < 1536
 
 def loop(path):
-    while True: pass
+    while True:
+        pass
 def silent(path): raise AssertionError("lost")
 def nameless(path): raise ValueError("no name")
 def other(path): return {}["key"]
@@ -42,5 +43,6 @@ def named(path): raise ValueError(f"{path}: expected")
 
 @pytest.mark.parametrize("read, outcome", [(loop, "slow"), (silent, "wrong"), (nameless, "nameless"), (other, "other"), (named, "refused"), (str, "ok")])
 def test_it_would_be_noticed(monkeypatch, read, outcome):
-    monkeypatch.setattr(fuzz, "SECONDS", .05); fuzz.arm()
+    monkeypatch.setattr(fuzz, "SECONDS", .05)
+    fuzz.arm()
     assert fuzz.attempt(read, Path("x"))[0] == outcome

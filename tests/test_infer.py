@@ -43,38 +43,48 @@ def pictures(n, seed=0):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_stream_equals_one_by_one(workers):
-    model, samples = Toy(), pictures(6)
+    model = Toy()
+    samples = pictures(6)
     got = list(predict_many(iter(samples), model, workers=workers))
     assert [k for k, _ in got] == [k for k, _ in samples]
-    for (_, ids), (_, image) in zip(got, samples): assert np.array_equal(ids, predict(image, model))
+    for (_, ids), (_, image) in zip(got, samples):
+        assert np.array_equal(ids, predict(image, model))
 
 def test_stream_is_bounded_and_may_be_left():
     read = []
     def samples():
-        for k, p in pictures(9): read.append(k); yield k, p
+        for k, p in pictures(9):
+            read.append(k)
+            yield k, p
     results = predict_many(samples(), Toy(), workers=1)
     assert next(results)[0] == "p0" and len(read) == 3
     results.close()
     assert len(read) == 3
 
 def test_stream_reports_the_picture_that_fails():
-    with pytest.raises(ValueError, match="expected"): list(predict_many([("a", np.zeros((3, 3, 4), np.uint8))], Toy(), workers=1))
+    with pytest.raises(ValueError, match="expected"):
+        list(predict_many([("a", np.zeros((3, 3, 4), np.uint8))], Toy(), workers=1))
 
 def test_modes_share_forwards():
     class Counting(Toy):
         seen = 0
-        def logits(self, img): self.seen += len(img); return super().logits(img)
+        def logits(self, img):
+            self.seen += len(img)
+            return super().logits(img)
     model = Counting()
     data = [(k, p, np.indices(p.shape[:2]).sum(0) % 3) for k, p in pictures(3)]  # every class, or IoU is NaN
     rows = evaluate(model, data, workers=0, progress=False)
     assert model.seen == 3*2*2  # pictures, scales, mirror images
     assert list(rows) == ["single", "ms", "crf"]
-    for mode in rows: assert evaluate(Toy(), data, modes=(mode,), workers=0, progress=False)[mode] == rows[mode]
+    for mode in rows:
+        assert evaluate(Toy(), data, modes=(mode,), workers=0, progress=False)[mode] == rows[mode]
 
 def test_data_sets_are_read_whole():
     class Data:  # as SegData: ids, and a picture with its mask by id
         ids = ["p0", "p1"]
-        def read(self, i): img = dict(pictures(2))[i]; return img, np.indices(img.shape[:2]).sum(0) % 3
+        def read(self, i):
+            img = dict(pictures(2))[i]
+            return img, np.indices(img.shape[:2]).sum(0) % 3
     triples = [(i, *Data().read(i)) for i in Data.ids]
     kw = dict(crf=False, progress=False)
     assert evaluate(Toy(), Data(), **kw) == evaluate(Toy(), triples, **kw)
@@ -91,32 +101,37 @@ def test_masks_without_an_object_are_told(values, tmp_path, caplog):
         save_mask(tmp_path/f"{k}.mask.png", m)
     files = [{k: tmp_path/f"{k}{end}" for k, _, _ in data} for end in (".png", ".mask.png")]
     whole_set = SegData(files[0], {}, ("red", "blue"), files[1])
-    with pytest.raises(ValueError, match="no object class occurs in any of the 3 masks.*255.*ignored"): evaluate(Toy(), whole_set, crf=False, progress=False)
+    with pytest.raises(ValueError, match="no object class occurs in any of the 3 masks.*255.*ignored"):
+        evaluate(Toy(), whole_set, crf=False, progress=False)
     lbl = torch.tensor(data[0][2]).long()
     mean_iou(confusion(torch.zeros_like(lbl), lbl, 3))
     assert "no object class occurs in the truth" in caplog.text
 
 def test_an_object_in_one_mask_is_enough(caplog):
-    data = [(k, p, np.zeros(p.shape[:2], np.uint8)) for k, p in pictures(2)]; data[1][2][:5] = 2
+    data = [(k, p, np.zeros(p.shape[:2], np.uint8)) for k, p in pictures(2)]
+    data[1][2][:5] = 2
     s = evaluate(Toy(), data, modes=("single",), progress=False)["single"]
     assert not caplog.records and s["miou"] >= 0  # of red, which never occurs in the truth, nothing is asked
 
 def test_hours_are_told_though_the_few_tried_hold_no_object(tmp_path):
     for i, (k, p) in enumerate(pictures(8)):
-        Image.fromarray(p).save(tmp_path/f"{k}.png"); save_mask(tmp_path/f"{k}.mask.png", np.full(p.shape[:2], i == 7, np.uint8))
+        Image.fromarray(p).save(tmp_path/f"{k}.png")
+        save_mask(tmp_path/f"{k}.mask.png", np.full(p.shape[:2], i == 7, np.uint8))
     files = [{f"p{i}": tmp_path/f"p{i}{end}" for i in range(8)} for end in (".png", ".mask.png")]
     data = SegData(files[0], {}, ("red", "blue"), files[1])
     assert evaluation_hours(Toy(), data, ("single",), workers=0) > 0
     evaluate(Toy(), data, modes=("single",), progress=False)
     save_mask(files[1]["p7"], np.zeros(read_mask(files[1]["p7"], 3).shape, np.uint8))
-    with pytest.raises(ValueError, match="any of the 8 masks"): evaluate(None, data, progress=False)  # before a model is asked
+    with pytest.raises(ValueError, match="any of the 8 masks"):
+        evaluate(None, data, progress=False)  # before a model is asked
 
 def test_deep_pillow_images_are_not_white():
     "Pillow's own conversion cuts every value above 255, so that a picture of 16 bits was white."
     deep = np.array([[0, 256, 40000, 65535]], np.uint16)
     assert as_rgb(Image.fromarray(deep))[0, :, 0].tolist() == [0, 1, 156, 255]
     assert as_rgb(Image.fromarray(deep.astype(np.int32)//16))[0, :, 0].tolist() == [0, 1, 156, 255]  # 12 bits
-    with pytest.raises(ValueError, match="no known range"): as_rgb(Image.fromarray(deep.astype(np.float32)))
+    with pytest.raises(ValueError, match="no known range"):
+        as_rgb(Image.fromarray(deep.astype(np.float32)))
 
 def test_single_without_scale_one():
     data = [(k, p, np.indices(p.shape[:2]).sum(0) % 3) for k, p in pictures(3)]  # every class, or IoU is NaN
@@ -145,8 +160,10 @@ def test_without_pydensecrf(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     image = pictures(1)[0][1]
     assert predict(image, Toy(), crf=False).shape == image.shape[:2]
-    with pytest.raises(ImportError, match="crf=False"): predict(image, Toy())
-    with pytest.raises(ImportError, match="crf=False"): predict_many([("a", image)], Toy())
+    with pytest.raises(ImportError, match="crf=False"):
+        predict(image, Toy())
+    with pytest.raises(ImportError, match="crf=False"):
+        predict_many([("a", image)], Toy())
 
 # ---- DenseCRF without the labels that cannot win
 
@@ -210,6 +227,7 @@ def test_every_way_to_predict_has_one_default_and_evaluation_the_papers_crf(caps
     assert {inspect.signature(way).parameters["drop"].default for way in ways} == {DROP} and DROP <= .02
     assert inspect.signature(evaluate).parameters["drop"].default == 0
     for command, default in dict(evaluate="0", predict=f"{DROP}").items():
-        with pytest.raises(SystemExit): main([command, "--help"])
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
         said = " ".join(capsys.readouterr().out.split())
         assert f"the paper's CRF ({default})" in said

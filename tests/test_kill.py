@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")]
-KILLS, ITERS = 20, 64
+KILLS = 20
+ITERS = 64
 
 # ---- the parent: one process that has PyTorch imported, and forks a training as often as it is killed
 
@@ -18,34 +19,47 @@ def toy():
     from weclip.method.model import WeCLIP
     torch.manual_seed(0)
     clip = open_clip.CLIP(16, dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8), dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)).eval()
-    n, text = len(SCENES.classes), torch.nn.functional.normalize(torch.randn(len(SCENES.classes) + 6, 16), dim=1)
+    n = len(SCENES.classes)
+    text = torch.nn.functional.normalize(torch.randn(len(SCENES.classes) + 6, 16), dim=1)
     return WeCLIP(FrozenCLIP(clip), text[:n], text[n:], SCENES, preset("scenes", n_feats=3, d=16, layers=1, heads=2, crop=32, bs=2, iters=ITERS, warmup=2, switch=ITERS//2, views=0))
 
 def spawn(root, out, resume, tear=None):
     "Fork a training that writes a byte per step to a pipe; `tear` kills it while it writes that checkpoint."
     r, w = os.pipe()
-    if pid := os.fork(): os.close(w); return pid, r
+    if pid := os.fork():
+        os.close(w)
+        return pid, r
     try:
         import torch, weclip.engine.train as t
         from weclip.method.classes import SCENES
         from weclip.data.voc import open_data
         data = open_data(root, "train", SCENES.classes, crop=32, norm="clip")
-        if tear: tear_at(*tear, torch, t)
+        if tear:
+            tear_at(*tear, torch, t)
         t.train(toy(), data, out, resume=resume, every=1, log_every=1, picture_every=ITERS, on_step=lambda i, o: os.write(w, bytes([i])), progress=False)
         os._exit(0)
     except BaseException:
-        import traceback; traceback.print_exc(); os._exit(1)
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
 
 def tear_at(where, n, torch, t):
     "Die at the n-th checkpoint: after half of the file, or after all of it but before it takes its name."
-    save, replace, count = torch.save, os.replace, [0]
+    save = torch.save
+    replace = os.replace
+    count = [0]
     def dying_save(x, path):
-        save(x, path); count[0] += 1
-        if where == "half" and count[0] == n: os.truncate(path, os.path.getsize(path)//2); os.kill(os.getpid(), signal.SIGKILL)
+        save(x, path)
+        count[0] += 1
+        if where == "half" and count[0] == n:
+            os.truncate(path, os.path.getsize(path)//2)
+            os.kill(os.getpid(), signal.SIGKILL)
     def dying_replace(a, b):
-        if where == "whole" and count[0] == n: os.kill(os.getpid(), signal.SIGKILL)
+        if where == "whole" and count[0] == n:
+            os.kill(os.getpid(), signal.SIGKILL)
         replace(a, b)
-    torch.save, os.replace = dying_save, dying_replace
+    torch.save = dying_save
+    os.replace = dying_replace
 
 def stand(out, model):
     "Iterations in the checkpoint, which has to be sound; 0 where there is none yet."
@@ -63,7 +77,8 @@ def killed(root, out, model, rng, step, begin, tear=None):
             seen = b[0] + 1
         time.sleep(rng.uniform(0, step if seen > before else begin))
         os.kill(pid, signal.SIGKILL)
-    while b := os.read(pipe, 1): seen = b[0] + 1
+    while b := os.read(pipe, 1):
+        seen = b[0] + 1
     os.close(pipe)
     status = os.waitpid(pid, 0)[1]
     return seen, stand(out, model), os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
@@ -71,7 +86,8 @@ def killed(root, out, model, rng, step, begin, tear=None):
 def finish(root, out, resume):
     pid, pipe = spawn(root, out, resume)
     times = [time.monotonic()]
-    while os.read(pipe, 1): times.append(time.monotonic())
+    while os.read(pipe, 1):
+        times.append(time.monotonic())
     os.close(pipe)
     return os.waitpid(pid, 0)[1], times
 
@@ -80,12 +96,18 @@ def main(tmp):
     from weclip.world.scenes import write_scenes
     import weclip.engine.train  # noqa: F401  imported once, before the forks
     torch.set_num_threads(1)
-    root, model, rng = write_scenes(tmp/"scenes", train=4, val=0, workers=1), toy(), random.Random()
+    root = write_scenes(tmp/"scenes", train=4, val=0, workers=1)
+    model = toy()
+    rng = random.Random()
     status, times = finish(root, tmp/"whole", False)
     steps = sorted(b - a for a, b in zip(times[1:], times[2:]))
-    rows, step, begin = [], steps[len(steps)//2], times[1] - times[0]
-    for _ in range(KILLS): rows.append(killed(root, tmp/"killed", model, rng, step, begin))
-    for tear in (("half", 1), ("whole", 1), ("half", 2), ("whole", 2)): rows.append(killed(root, tmp/"torn", model, rng, step, begin, tear))
+    rows = []
+    step = steps[len(steps)//2]
+    begin = times[1] - times[0]
+    for _ in range(KILLS):
+        rows.append(killed(root, tmp/"killed", model, rng, step, begin))
+    for tear in (("half", 1), ("whole", 1), ("half", 2), ("whole", 2)):
+        rows.append(killed(root, tmp/"torn", model, rng, step, begin, tear))
     ends = [finish(root, tmp/d, (tmp/d/"checkpoint.pt").exists())[0] for d in ("killed", "torn")]
     cpu = sum(os.times()[:4])
     (tmp/"result.json").write_text(json.dumps(dict(statuses=[status, *ends], rows=rows, cpu=cpu, step=step, begin=begin)))
@@ -105,7 +127,8 @@ def result(out): return json.loads((out/"result.json").read_text())
 
 def test_every_process_was_killed_and_kept_what_it_had_done(result):
     assert len(result["rows"]) == KILLS + 4 and result["statuses"] == [0, 0, 0]
-    for seen, kept, sig in result["rows"]: assert sig == signal.SIGKILL and seen - 1 <= kept <= seen, result["rows"]  # at most the step whose checkpoint was being written
+    for seen, kept, sig in result["rows"]:
+        assert sig == signal.SIGKILL and seen - 1 <= kept <= seen, result["rows"]  # at most the step whose checkpoint was being written
     assert len({kept for _, kept, _ in result["rows"][:KILLS]}) > 3, "all kills came too early to tell"
 
 def test_torn_files_are_left_aside(result):
@@ -123,4 +146,5 @@ def test_the_end_is_that_of_an_undisturbed_run(out, run):
 
 def test_it_is_cheap(result): assert result["cpu"] < 60
 
-if __name__ == "__main__": main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

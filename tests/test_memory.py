@@ -19,21 +19,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/statm").
 def resident():
     "Bytes of memory that the process holds, after everything that can be given back was."
     gc.collect()
-    try: ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError): pass  # another C library
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # another C library
     return int(Path("/proc/self/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")
 
 def slope(sizes):
     "Bytes per item: the median over all pairs of measurements in the later two thirds, which a single jump does not move."
-    (i, x), n = np.array(sizes).T, len(sizes)//3
-    i, x = i[n:], x[n:]
+    i, x = np.array(sizes).T
+    n = len(sizes)//3
+    i = i[n:]
+    x = x[n:]
     a, b = np.triu_indices(len(i), 1)
     return float(np.median((x[b] - x[a])/(i[b] - i[a])))
 
 @pytest.fixture(scope="module")
 def model():
     model = inputs(quick=True, size=32)[0]
-    gc.collect(); gc.freeze()  # what is there by now is not looked through again at every measurement
+    gc.collect()
+    gc.freeze()  # what is there by now is not looked through again at every measurement
     yield model
     gc.unfreeze()
 
@@ -43,8 +48,10 @@ PICTURE = sum(h*w*3 for h, w in SIZES)//len(SIZES)  # bytes of one on average; a
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     "Files of different sizes."
-    d, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for k, (h, w) in enumerate(SIZES): Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(d/f"{k}.png")
+    d = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for k, (h, w) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).save(d/f"{k}.png")
     return sorted(d.iterdir())
 
 def predicted(model, files, n, tmp, crf=False, leak=None):
@@ -53,8 +60,10 @@ def predicted(model, files, n, tmp, crf=False, leak=None):
     sizes = []
     for k, (f, seg) in enumerate(predict_many(read_ahead(endless, []), model, crf=crf)):
         save_mask(tmp/f"{f.stem}.png", seg.ids)
-        if leak is not None: leak.append(seg.ids)
-        if k % len(files) == 0: sizes.append((k, resident()))
+        if leak is not None:
+            leak.append(seg.ids)
+        if k % len(files) == 0:
+            sizes.append((k, resident()))
     return sizes
 
 @pytest.mark.parametrize("crf, n", [(False, 50), (True, 24)])
@@ -65,11 +74,13 @@ def test_a_kept_mask_would_be_seen(model, pictures, tmp_path):
     assert slope(predicted(model, pictures, 30, tmp_path, leak=[])) > PICTURE/3/2
 
 def test_scores(model, tmp_path):
-    rng, sizes = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    sizes = []
     def triples():
         for k in range(240):
             h, w = SIZES[k % len(SIZES)]
-            if k % 6 == 0: sizes.append((k, resident()))
+            if k % 6 == 0:
+                sizes.append((k, resident()))
             yield k, rng.integers(0, 256, (h, w, 3), dtype=np.uint8), np.indices((h, w)).sum(0) % 21
     evaluate(model, triples(), crf=False, progress=False)
     assert slope(sizes) < PICTURE/3/4
@@ -78,10 +89,13 @@ def test_scores(model, tmp_path):
 def test_training_steps(model, tmp_path, kept):
     data = open_data(write_scenes(tmp_path/"scenes", train=6, val=0, workers=1), "train", model.classes.classes, tags_from=lambda root, ids, names: {i: [k % 3] for k, i in enumerate(ids)}, crop=48)
     cfg = type(model.cfg)(**{**model.cfg.__dict__, "crop": 48, "bs": 2, "iters": 120, "switch": 40, "warmup": 5, "par_iters": 2, "par_dilations": (1, 2)})
-    sizes, held = [], []
+    sizes = []
+    held = []
     def look(i, out):
-        if kept: held.append(out.attn)
-        if i % 5 == 0: sizes.append((i, resident()))
+        if kept:
+            held.append(out.attn)
+        if i % 5 == 0:
+            sizes.append((i, resident()))
     twin = WeCLIP(model.clip, model.text_fg, model.text_bg, model.classes, cfg)
     train(twin, data, tmp_path/"run", every=20, log_every=5, picture_every=40, on_step=look, progress=False)
     attn = 4*2*4*36**2  # bytes of a step's attention maps: 2 pictures, 4 maps of 36 tokens

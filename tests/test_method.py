@@ -108,7 +108,8 @@ def test_an_ignored_cam_labels_nothing():
     raw = torch.tensor([1e-7, 1e-3])[:, None, None]*torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
     cam = ignore_faint(torch.rand(2, 4, 4), raw, torch.tensor([1e-4, 1e-4]), 1e-6)
     assert not cam[0].any() and cam[1].any()
-    attn, aff = torch.rand(1, 3, 16, 16), torch.rand(1, 16, 16)
+    attn = torch.rand(1, 3, 16, 16)
+    aff = torch.rand(1, 16, 16)
     refined = rfm(cam, attn, aff, torch.zeros(2, dtype=torch.long), n_dynamic=3)
     assert refined.isfinite().all() and not refined[0].any() and refined[1].any()
 
@@ -128,7 +129,8 @@ def test_a_tag_outside_the_crop_takes_no_part_in_the_mended_labels():
         model = WeCLIP(FrozenCLIP(clip), fg, bg, VOC, cfg).eval()
         with torch.no_grad():
             out[recipe] = model(sample.img[None], [sample.tags], dynamic=False)
-    raw, score = out["released"].cams.raw[person], out["released"].cams.scores[person, 15]
+    raw = out["released"].cams.raw[person]
+    score = out["released"].cams.scores[person, 15]
     assert score < 3e-4 and raw.max() < 2e-7 and out["released"].cam[person].max() > .99
     assert not out["mended"].cam[person].any() and not out["mended"].cam_ref[person].any()
     assert not (out["mended"].pseudo == 16).any()

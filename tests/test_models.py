@@ -24,12 +24,18 @@ def test_every_name_is_accepted_or_told_why_not():
     "The config is judged as the tower would be, and a refusal says what to take instead."
     accepted = []
     for name in open_clip.list_models():
-        try: cfg = arch_config(name)
-        except ValueError as e: assert name in str(e) and PLAIN in str(e); continue
-        with torch.device("meta"): clip = open_clip.CLIP(cfg["embed_dim"], {**cfg["vision_cfg"], "layers": 1}, TEXT, cfg.get("quick_gelu", False))
-        plain_vit(clip.visual); accepted.append(name)
+        try:
+            cfg = arch_config(name)
+        except ValueError as e:
+            assert name in str(e) and PLAIN in str(e)
+            continue
+        with torch.device("meta"):
+            clip = open_clip.CLIP(cfg["embed_dim"], {**cfg["vision_cfg"], "layers": 1}, TEXT, cfg.get("quick_gelu", False))
+        plain_vit(clip.visual)
+        accepted.append(name)
     assert {ARCH, "ViT-B-16", "ViT-B-32", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-L-14-CLIPA"} <= set(accepted)
-    for part in ("SigLIP", "RN50", "convnext", "EVA", "ViTamin", "MobileCLIP", "PE-Core", "coca_ViT"): assert not [n for n in accepted if part in n]
+    for part in ("SigLIP", "RN50", "convnext", "EVA", "ViTamin", "MobileCLIP", "PE-Core", "coca_ViT"):
+        assert not [n for n in accepted if part in n]
 
 @pytest.mark.parametrize("name, why", [("RN101", "a ResNet, which has no attention"), ("ViT-B-16-SigLIP2", "pools its patches by attention"),
                                        ("coca_ViT-B-32", "pools its patches by attention"), ("EVA02-L-14", "timm's"), ("ViT-B/61", "did you mean ViT-B-16"),
@@ -45,13 +51,16 @@ TOWERS = ("ViT-B-32", "ViT-L-14", "ViT-H-14", "ViT-L-14-CLIPA", "ViT-M-16-alt")
 
 def shrink(name, layers=3, grid=4):
     "A CLIP with the tower of `name`, `layers` blocks deep."
-    cfg = arch_config(name); v = cfg["vision_cfg"]
+    cfg = arch_config(name)
+    v = cfg["vision_cfg"]
     torch.manual_seed(0)
     return open_clip.CLIP(32, {**v, "layers": layers, "image_size": grid*v["patch_size"]}, TEXT, cfg.get("quick_gelu", False)).eval()
 
 def autograd_cam(visual, x, text, n_fg, img_idx, tag_idx, rows):
     "Scores' gradients at ln_1 of the last block, through open_clip's own forward."
-    block, grads, kept = visual.transformer.resblocks[-1], [], []
+    block = visual.transformer.resblocks[-1]
+    grads = []
+    kept = []
     hook = block.ln_1.register_forward_hook(lambda mod, args, out: kept.append(out.requires_grad_()))
     for i, t in zip(img_idx, tag_idx):
         z = block(x[i:i+1])[:, rows]
@@ -64,16 +73,20 @@ def autograd_cam(visual, x, text, n_fg, img_idx, tag_idx, rows):
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_tower(name):
-    clip, v = shrink(name), arch_config(name)["vision_cfg"]
-    tower, patch = FrozenCLIP(clip, name), v["patch_size"]
+    clip = shrink(name)
+    v = arch_config(name)["vision_cfg"]
+    tower = FrozenCLIP(clip, name)
+    patch = v["patch_size"]
     assert (tower.patch, tower.width, tower.heads, tower.n_blocks) == (patch, v["width"], v["width"]//v.get("head_width", 64), 3)
 
     img = torch.randn(2, 3, 4*patch, 4*patch)                                          # the grid it was built for: open_clip's own features
     z = tower.encode(img, 3).tokens[-1]
-    with torch.no_grad(): u = tower.image_vector(z[:, ROWS[tower.pools]]) @ tower.visual.proj
+    with torch.no_grad():
+        u = tower.image_vector(z[:, ROWS[tower.pools]]) @ tower.visual.proj
     torch.testing.assert_close(u, clip.encode_image(img), rtol=1e-4, atol=1e-4)
 
-    text, (img_idx, tag_idx) = F.normalize(torch.randn(7, 32), dim=-1), pairs([[2, 0], [1]])
+    text = F.normalize(torch.randn(7, 32), dim=-1)
+    img_idx, tag_idx = pairs([[2, 0], [1]])
     enc = tower.encode(torch.randn(2, 3, 3*patch + 5, 5*patch))                        # another grid, and pixels beyond the last patch
     assert enc.grid == (3, 5)
     for pool in ROWS if tower.pools == "cls" else ["patches"]:
@@ -86,7 +99,8 @@ def test_tower(name):
     cfg = preset("voc", n_blocks=3, patch=patch, d=16, heads=2, layers=1, par_iters=1, long_side=4*patch + 3)
     model = WeCLIP(tower, text[:4], text[4:], classes, cfg).eval()
     assert cfg.n_feats == 2 and cfg.crop % patch == 0
-    with torch.no_grad(): out = model(img, [[2, 0], [1]])
+    with torch.no_grad():
+        out = model(img, [[2, 0], [1]])
     assert out.logits.shape == (2, 5, 4, 4) and out.pseudo.shape == img.shape[::2][:1] + img.shape[2:] and len(out.tokens) == 2
     photo = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
     assert predict(photo, model, crf=False).shape == (61, 83)
@@ -108,11 +122,13 @@ def small(tmp_path_factory):
 
 def test_blocks_read_of_a_deeper_tower(small, caplog):
     assert build("random", arch=small).cfg.n_feats == 23 and not caplog.records       # without settings: for the tower
-    with caplog.at_level(logging.WARNING): model = build("random", preset("voc"), arch=small)
+    with caplog.at_level(logging.WARNING):
+        model = build("random", preset("voc"), arch=small)
     assert model.cfg.n_feats == len(model.decoder.mlps) == 11                         # with settings: as they are, and said
     assert "11 of this tower's 24 blocks" in caplog.text and "n_blocks=24, patch=14" in caplog.text
     assert preset("voc", "paper", n_blocks=24).n_feats == 24 and preset("voc", n_blocks=24, n_feats=7).n_feats == 7
-    with pytest.raises(ValueError, match="at most the encoder's 24 blocks, got 25"): build("random", preset("voc", n_feats=25), arch=small)
+    with pytest.raises(ValueError, match="at most the encoder's 24 blocks, got 25"):
+        build("random", preset("voc", n_feats=25), arch=small)
 
 def test_later_fields_rename_no_run():
     assert run_name(preset("scenes", seed=1)) == "24856c245e" and run_name(Config(switch=9145)) == "f2e87176da"
@@ -123,7 +139,8 @@ def test_later_fields_rename_no_run():
 @pytest.fixture(scope="module")
 def run(small, tmp_path_factory):
     "A short training on a tower by name."
-    d = tmp_path_factory.mktemp("run"); root = write_scenes(d/"scenes", train=4, val=2, workers=1)
+    d = tmp_path_factory.mktemp("run")
+    root = write_scenes(d/"scenes", train=4, val=2, workers=1)
     assert main(["train", str(root), "--train-split", "train", "--out", str(d/"out"), "--profile", "scenes", "--clip", "random", "--arch", small, "--device", "cpu",
                  "--amp", "bf16", "--set", "iters=2", "switch=1", "warmup=1", "d=16", "layers=1", "heads=2", "bs=2", "par_iters=2"]) == 0
     return root, d/"out"/"model.safetensors"
@@ -141,8 +158,10 @@ def test_the_file_knows_its_tower(small, run, tmp_path, capsys):
 
 def test_a_file_of_before_towers_had_names(tmp_path):
     model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2)).eval()
-    about = describe(model); del about["arch"]
-    for field in ("amp", "clip_grad"): del about["config"][field]
+    about = describe(model)
+    del about["arch"]
+    for field in ("amp", "clip_grad"):
+        del about["config"][field]
     write_model(tmp_path/"old.safetensors", about, model.decoder.state_dict())
     again = load_model(tmp_path/"old.safetensors")
     assert again.cfg == model.cfg and all(a.equal(b) for a, b in zip(again.parameters(), model.parameters()))
@@ -153,7 +172,8 @@ def test_a_file_of_before_towers_had_names(tmp_path):
 def offline(monkeypatch):
     "Whoever opens a connection fails."
     def refuse(*a, **kw): raise AssertionError("a connection was opened")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True); monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 def test_folder_round_trip_offline(run, tmp_path, offline, capsys):
     root, path = run
@@ -161,8 +181,10 @@ def test_folder_round_trip_offline(run, tmp_path, offline, capsys):
     assert main(["hub", "--checkpoint", str(path), "--out", str(tmp_path/"shared"), "--license", "mit"]) == 0
     assert sorted(p.name for p in (tmp_path/"shared").iterdir()) == sorted(FILES)
     card = (tmp_path/"shared"/"README.md").read_text()
-    for line in ("license: mit", "| 1 | bird | 75.0 |", "| scales + flip + DenseCRF | 50.0 |", "| `amp` | `bf16` | `off` |", "narrow-L-14, weights `random`"): assert line in card
-    a, b = load_model(path), from_pretrained(tmp_path/"shared")
+    for line in ("license: mit", "| 1 | bird | 75.0 |", "| scales + flip + DenseCRF | 50.0 |", "| `amp` | `bf16` | `off` |", "narrow-L-14, weights `random`"):
+        assert line in card
+    a = load_model(path)
+    b = from_pretrained(tmp_path/"shared")
     assert a.cfg == b.cfg and a.classes == b.classes and all(x.equal(y) for x, y in zip(a.parameters(), b.parameters()))
     picture = next((root/"JPEGImages").iterdir())
     assert main(["predict", str(picture), "--checkpoint", str(tmp_path/"shared"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]) == 0
@@ -176,8 +198,11 @@ def test_only_the_three_files_are_sent(run, tmp_path, offline, monkeypatch, caps
     class Client:
         def __init__(self, token): calls.append(token)
         def create_repo(self, repo_id, private, exist_ok): calls.append((repo_id, private, exist_ok))
-        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message): calls.append((repo_id, folder_path, allow_patterns)); return "https://address"
-    monkeypatch.setattr("weclip.use.hub.HfApi", Client); out = tmp_path/"shared"
+        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
+            calls.append((repo_id, folder_path, allow_patterns))
+            return "https://address"
+    monkeypatch.setattr("weclip.use.hub.HfApi", Client)
+    out = tmp_path/"shared"
     assert main(["hub", "--checkpoint", str(run[1]), "--out", str(out), "--push", "somebody/birds", *more]) == 0
     assert calls == [None, ("somebody/birds", private, True), ("somebody/birds", str(out), list(FILES))] and "sent: https://address" in capsys.readouterr().out
 
@@ -188,8 +213,10 @@ def test_a_description_from_elsewhere_opens_nothing(tmp_path, offline, change, s
     model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2))
     folder = save_pretrained(model, tmp_path/"model")
     about = {**json.loads((folder/"config.json").read_text()), **change}
-    write_model(folder/"model.safetensors", about, model.decoder.state_dict()); (folder/"config.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=says): from_pretrained(folder)
+    write_model(folder/"model.safetensors", about, model.decoder.state_dict())
+    (folder/"config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=says):
+        from_pretrained(folder)
 
 def test_machine_paths_stay_here(tmp_path):
     model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2, classes="secret/place/mine.yaml"), SCENES)
@@ -201,10 +228,12 @@ def test_machine_paths_stay_here(tmp_path):
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_program_of_a_tower(small, tmp_path, suffix, capsys):
     if suffix == ".onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"): pytest.importorskip(package, reason="ONNX needs the onnx extra")
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="ONNX needs the onnx extra")
     model = build("random", preset("scenes", d=16, layers=1, n_feats=2, long_side=0), arch=small)  # long_side 0: the network sees the picture's own pixels
     photo = np.random.default_rng(1).integers(0, 256, (47, 74, 3), dtype=np.uint8)
-    with torch.no_grad(): model.decoder.pred.bias.sub_(model.eval().logits(preprocess(photo)[None]).mean((0, 2, 3)))  # no class wins everywhere
+    with torch.no_grad():
+        model.decoder.pred.bias.sub_(model.eval().logits(preprocess(photo)[None]).mean((0, 2, 3)))  # no class wins everywhere
     save_model(tmp_path/"model.safetensors", model)
     assert main(["export", "--checkpoint", str(tmp_path/"model.safetensors"), "--out", str(tmp_path/f"m{suffix}"), "--device", "cpu"]) == 0
     assert "100.00 %" in capsys.readouterr().out

@@ -22,7 +22,8 @@ def same(ours, theirs, atol):
     close(ours.nan_to_num(), theirs.nan_to_num(), atol)
 
 def test_scores(cams):
-    c, z = cams[0], load("cam_train")
+    c = cams[0]
+    z = load("cam_train")
     same(compact(c.logits), z["logits"], 2e-4)
     same(compact(c.scores.where(c.logits.isfinite(), torch.inf)), z["scores"], 1e-5)
 
@@ -33,7 +34,8 @@ def test_image_vector(cams, encoded):
 
 @pytest.mark.parametrize("ours, theirs, rel", (("weights", "weights", 2e-5), ("raw", "rawcam", 1e-4)))
 def test_gradient(cams, ours, theirs, rel):
-    a, b = getattr(cams[0], ours), load("cam_train")[theirs]
+    a = getattr(cams[0], ours)
+    b = load("cam_train")[theirs]
     scale = b.abs().flatten(1).amax(1).view(-1, *[1]*(b.ndim - 1))     # values are tiny: compare relative to each pair's largest
     close(a/scale, b/scale, rel)
 
@@ -44,7 +46,8 @@ def test_activations(encoded):
     close(a, load("cam_train")["acts_sub"], 1e-4)
 
 def test_last_attention(cams):
-    z, attn = load("encoder_train"), cams[0].attn
+    z = load("encoder_train")
+    attn = cams[0].attn
     close(attn[:, 15::16], z["attn_rows"][11, :, 1:, 1:], 1e-6)
     close(attn[1], z["attn_img1_f16"][11, 1:, 1:], 3e-4, 1e-3)
     close(attn.double().sum((-2, -1)), z["attn_mass"][11], 2e-3)
@@ -53,7 +56,8 @@ def test_last_attention(cams):
 def val(encoded, text):
     "A test picture of 375x500 pixels, resized as for validation: 24x32 patches."
     z = load("val_375x500")
-    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    mean = torch.tensor([123.675, 116.28, 103.53])
+    std = torch.tensor([58.395, 57.12, 57.375])
     img = ((z["image"].float() - mean)/std).movedim(-1, 0)[None]
     img = torch.nn.functional.interpolate(img, size=z["in_hw"].tolist(), mode="bilinear", align_corners=False)
     enc = encoded["model"].encode(img, n_attn=11)
@@ -61,14 +65,16 @@ def val(encoded, text):
     return img, enc, gradcam(encoded["model"], enc.tokens[-1], enc.grid, text["fg"], text["bg"], *idx)
 
 def test_val_encoder(val):
-    (img, enc, cams), z = val, load("val_375x500")
+    img, enc, cams = val
+    z = load("val_375x500")
     close(img[0, :, ::8, ::8], z["x_sub"], 1e-5)
     close(enc.tokens[-1][0, ::16], z["feat11_sub"], 2e-4)
     attn = torch.cat([enc.attn[0], cams.attn])
     close(attn[:, 47::48], z["attn_rows"][:, 1:, 1:], 1e-6)
 
 def test_val_cam(val):
-    cams, z = val[2], load("val_375x500")
+    cams = val[2]
+    z = load("val_375x500")
     same(compact(cams.scores.where(cams.logits.isfinite(), torch.inf)), z["scores"], 1e-5)
     scale = z["rawcam"].abs().amax((1, 2), keepdim=True)
     close(cams.raw/scale, z["rawcam"]/scale, 1e-4)

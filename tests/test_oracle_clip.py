@@ -21,13 +21,15 @@ def test_position_embedding():
 def test_normalised_images(encoded): close(encoded["img"][..., ::8, ::8], load("inputs_train")["norm_sub"], 1e-5)
 
 def test_tokens(encoded):
-    z, enc = load("encoder_train"), encoded["enc"]
+    z = load("encoder_train")
+    enc = encoded["enc"]
     assert enc.grid == (20, 20) and len(enc.tokens) == 11
     close(torch.stack(enc.tokens)[:, :, ::16], z["feats_sub"], 1e-4)
     close(enc.tokens[-1][0], z["feat11_img0"], 2e-4)   # the stored values are 1.1e-4 from a float64 run, ours 5e-6
 
 def test_attention(encoded):
-    z, attn = load("encoder_train"), encoded["enc"].attn
+    z = load("encoder_train")
+    attn = encoded["enc"].attn
     close(attn[:, :, 15::16].transpose(0, 1), z["attn_rows"][:11, :, 1:, 1:], 1e-6)   # token 16 of 401 is patch 15
     close(attn[1], z["attn_img1_f16"][:11, 1:, 1:], 3e-4, 1e-3)                          # stored in float16
     close(attn.double().sum((-2, -1)).T, z["attn_mass"][:11], 2e-3)
@@ -37,4 +39,5 @@ def test_tokens_do_not_depend_on_reading_attention(encoded):
     close(enc.tokens[-1], encoded["enc"].tokens[-1][:1], 5e-5)
 
 def test_other_architecture_is_refused():
-    with pytest.raises(ValueError, match="another architecture"): load_clip(clip_weights(), "ViT-B-32-quickgelu")
+    with pytest.raises(ValueError, match="another architecture"):
+        load_clip(clip_weights(), "ViT-B-32-quickgelu")

@@ -23,7 +23,8 @@ def test_weights_are_the_recorded_ones(decoder):
     stored = convert_official({k: torch.tensor(v, dtype=torch.float64) for k, v in stored.items()})
     ours = decoder.state_dict()
     assert stored.keys() == ours.keys()
-    for k, v in ours.items(): close(torch.stack((v.double().sum(), v.double().abs().sum(), v.flatten()[0].double())), stored[k], atol=1e-6, rtol=1e-9)
+    for k, v in ours.items():
+        close(torch.stack((v.double().sum(), v.double().abs().sum(), v.flatten()[0].double())), stored[k], atol=1e-6, rtol=1e-9)
 
 def test_full_checkpoint_keys():
     "All 388 entries of a released checkpoint, in shape only: the decoder's are found, the rest is left aside."
@@ -31,8 +32,10 @@ def test_full_checkpoint_keys():
     full = {"module." + k: torch.zeros(shape) for k, (shape, _) in keys.items()}
     assert len(full) == 388
     decoder = decoder_from_official(full)
-    with pytest.raises(ValueError, match=r"pred.weight: expected \(81, 256\), got \(21, 256\)"): load_official_decoder(Decoder(n_classes=81), full)
-    with pytest.raises(ValueError, match="mlps.11"): load_official_decoder(Decoder(n_feats=12), full)
+    with pytest.raises(ValueError, match=r"pred.weight: expected \(81, 256\), got \(21, 256\)"):
+        load_official_decoder(Decoder(n_classes=81), full)
+    with pytest.raises(ValueError, match="mlps.11"):
+        load_official_decoder(Decoder(n_feats=12), full)
     assert len(decoder.state_dict()) == 84
 
 @torch.no_grad()

@@ -43,7 +43,9 @@ def test_seg_loss_without_foreground(small):
 
 @pytest.mark.parametrize("phase", ["pre", "post"])
 def test_train_batch(phase):
-    z, out, lbl = load(f"loss_{phase}"), load("decoder_train"), load(f"rfm_{phase}")["labels"].long()
+    z = load(f"loss_{phase}")
+    out = load("decoder_train")
+    lbl = load(f"rfm_{phase}")["labels"].long()
     aff_lbl = affinity_label(lbl, (20, 20), radius=8)
     close(aff_lbl, z["aff_label"], atol=0)
     pos_neg = torch.stack([(aff_lbl == 1).sum(), (aff_lbl == 0).sum()]) + 1
@@ -61,7 +63,9 @@ def test_train_batch(phase):
 
 def test_prediction_bias_gradient():
     "d L_seg / d bias of the prediction layer is the sum of the gradient in the logits, over pictures and tokens."
-    z, out, lbl = load("loss_pre"), load("decoder_train"), load("rfm_pre")["labels"].long()
+    z = load("loss_pre")
+    out = load("decoder_train")
+    lbl = load("rfm_pre")["labels"].long()
     logits = out["seg"].clone().requires_grad_()
     seg_loss_balanced(upsample(logits, (320, 320)), lbl).backward()
     close(logits.grad.sum((0, 2, 3)), z["grad__decoder.linear_pred.bias"], atol=1e-6, rtol=1e-4)

@@ -19,16 +19,19 @@ def test_running_sum(small):
 @needs_oracle
 def test_scores(small):
     conf = confusion(small["pred"], small["gt"], 21)
-    theirs, ours = small["iou"], iou(conf)
+    theirs = small["iou"]
+    ours = iou(conf)
     assert torch.equal(ours.isnan(), theirs.isnan())
     close(ours.nan_to_num(-1), theirs.nan_to_num(-1), atol=1e-12)
     close(torch.tensor(mean_iou(conf)), small["miou"], atol=1e-6)
     s = scores(conf, [str(i) for i in range(21)])
-    for ours, theirs in (("miou", "miou"), ("pixel_acc", "pAcc"), ("mean_acc", "mAcc")): assert abs(s[ours] - small[theirs].item()) < 1e-12
+    for ours, theirs in (("miou", "miou"), ("pixel_acc", "pAcc"), ("mean_acc", "mAcc")):
+        assert abs(s[ours] - small[theirs].item()) < 1e-12
 
 def test_brute_force():
     torch.manual_seed(0)
-    lbl, pred = torch.randint(0, 6, (2, 17, 13)), torch.randint(0, 6, (2, 17, 13))
+    lbl = torch.randint(0, 6, (2, 17, 13))
+    pred = torch.randint(0, 6, (2, 17, 13))
     lbl[lbl == 5] = 255
     conf = confusion(pred, lbl, 6)
     assert conf.tolist() == [[((lbl == t) & (pred == p)).sum().item() for p in range(6)] for t in range(6)]

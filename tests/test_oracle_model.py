@@ -41,7 +41,8 @@ def run(model, batch, dynamic):
     "One training step without its update: outputs, losses and gradients."
     out = model(*batch, dynamic=dynamic)
     loss = model.loss(out)
-    model.zero_grad(); loss.total.backward()
+    model.zero_grad()
+    loss.total.backward()
     out = out._replace(**{k: getattr(out, k).detach() for k in ("fu", "logits", "aff")})
     return Run(out=out, loss=torch.stack([loss.seg, loss.aff, loss.total]).detach(), grads={k: p.grad for k, p in model.decoder.named_parameters()},
                r=refining_map(out.attn, out.aff, dynamic, n_static=8, n_dynamic=6), dynamic=dynamic)
@@ -63,7 +64,8 @@ def val(model):
     "The test picture of 375x500 pixels; labels at its own size."
     z = load("val_375x500")
     x = fit(preprocess(z["image"])[None], 512)
-    with torch.no_grad(): return x, model(x, [(z["class_set"] - 1).tolist()], dynamic=True, size=tuple(z["labels"].shape))
+    with torch.no_grad():
+        return x, model(x, [(z["class_set"] - 1).tolist()], dynamic=True, size=tuple(z["labels"].shape))
 
 # --- from pixels to the initial CAM ----------------------------------------------------------------------------
 
@@ -79,13 +81,15 @@ def test_mode(model, phase):
     assert phase.out.tag_idx.tolist() == phase.rfm["keys"].tolist()
 
 def test_tokens(phase):
-    z, tokens = load("encoder_train"), phase.out.tokens
+    z = load("encoder_train")
+    tokens = phase.out.tokens
     assert len(tokens) == 11 and phase.out.grid == (20, 20)
     close(torch.stack(tokens)[:, :, 15::16], z["feats_sub"][:, :, 1:], 2e-4)
     close(tokens[-1][0], z["feat11_img0"][1:], 2e-4)  # theirs is 1.1e-4 from float64, ours 6e-6
 
 def test_attention(phase):
-    z, attn = load("encoder_train"), phase.out.attn
+    z = load("encoder_train")
+    attn = phase.out.attn
     n = 6 if phase.dynamic else 8
     assert attn.shape == (4, n, 400, 400)
     close(attn[:, :, 15::16], z["attn_rows"][-n:, :, 1:, 1:].transpose(0, 1), 1e-6)
@@ -95,7 +99,8 @@ def test_attention(phase):
 def same_boxes(cam, boxes, nbox, mask):
     "Equal masks; the authors list the boxes of holes too, which lie inside others."
     assert torch.equal(box_mask(cam), mask > 0)
-    grey, (h, w) = (cam*255).floor(), cam.shape[-2:]
+    grey = (cam*255).floor()
+    h, w = cam.shape[-2:]
     y0, y1, x0, x1 = bounding_boxes(grey > (.4*grey.amax((-2, -1), keepdim=True)).floor())
     found = torch.stack((x0, y0, x1.clamp(max=w-1), y1.clamp(max=h-1)), -1)
     for f, real, b, n in zip(found, y0 < y1, boxes, nbox):
@@ -115,7 +120,8 @@ def same_scores(cams, theirs, atol):
 def test_scores(phase): same_scores(phase.out.cams, load("cam_train")["scores"], 1e-5)
 
 def test_cam(phase):
-    z, c = load("cam_train"), phase.out.cams
+    z = load("cam_train")
+    c = phase.out.cams
     for a, b in ((c.raw, z["rawcam"]), (c.weights, z["weights"])):  # tiny: relative to each pair's largest
         scale = b.abs().flatten(1).amax(1).view(-1, *[1]*(b.ndim - 1))
         close(a/scale, b/scale, 1e-4)
@@ -130,19 +136,22 @@ def test_boxes(phase):
 def test_fused_features(phase): close(phase.out.fu, load("decoder_train")["F_u"], 1e-4)
 
 def test_affinity(phase):
-    z, aff = load("decoder_train"), phase.out.aff
+    z = load("decoder_train")
+    aff = phase.out.aff
     close(aff[:2], z["A_f"], 1e-4)
     close(aff[:, ::16], z["A_f_rows"], 1e-4)
 
 def test_logits(phase):
-    z, logits = load("decoder_train"), phase.out.logits
+    z = load("decoder_train")
+    logits = phase.out.logits
     close(logits, z["seg"], 1e-4)
     close(upsample(logits, (320, 320))[..., ::8, ::8], z["seg_up_sub"], 1e-4)
 
 # --- refinement and pseudo labels ------------------------------------------------------------------------------
 
 def test_filter(phase):
-    if not phase.dynamic: pytest.skip("before the switch there is no filter")
+    if not phase.dynamic:
+        pytest.skip("before the switch there is no filter")
     s = disagreement(phase.out.aff, phase.out.attn)
     close(s, phase.rfm["S"], 0, 5e-7)  # a float32 of this size has steps of 1.2e-7
     close(s.mean(1), phase.rfm["S_thr"], 0, 5e-7)
@@ -161,7 +170,8 @@ def test_transition(phase):
 def test_refined_cam(phase): close(phase.out.cam_ref, phase.rfm["refined"], 1e-4)
 
 def test_pixels(phase, batch):
-    z, out = phase.rfm, phase.out
+    z = phase.rfm
+    out = phase.out
     hires = upsample_cam(out.cam_ref, (320, 320))
     close(hires[:, ::4, ::4], z["hires_sub"], 1e-4)
     scores = with_background(group(hires, out.img_idx, 4))
@@ -179,7 +189,9 @@ def test_affinity_label(phase):
     assert [(lbl == v).sum().item() + 1 for v in (1, 0)] == phase.theirs["pos_neg"].tolist()
 
 def test_losses(phase):
-    lbl, logits, (seg, aff, total) = phase.out.pseudo, upsample(phase.out.logits, (320, 320)), phase.loss
+    lbl = phase.out.pseudo
+    logits = upsample(phase.out.logits, (320, 320))
+    seg, aff, total = phase.loss
     side = lambda keep: 2*seg_loss_balanced(logits, lbl.masked_fill(~keep, 255))  # the other side empty
     close(torch.stack([seg, side(lbl == 0), side(lbl > 0), aff, total]), phase.theirs["losses"], 0, 1e-5)
     again = json.loads((ORACLE/"losses_fp32.json").read_text())[phase.name]
@@ -189,7 +201,8 @@ def test_gradient_norms(phase):
     z = phase.theirs
     norms = convert_official(dict(zip(z["grad_names"].tolist(), z["grad_norms"])))
     assert norms.keys() == phase.grads.keys() and len(norms) == 84
-    for k, n in norms.items(): close(phase.grads[k].double().norm(), n, 0, 1e-4)
+    for k, n in norms.items():
+        close(phase.grads[k].double().norm(), n, 0, 1e-4)
 
 def test_gradients(phase):
     "Relative to the largest of each weight. A hidden unit may sit so near ReLU's kink that one token falls on the other side."
@@ -209,8 +222,10 @@ def from_files(tmp_path_factory):
     assert len(state) == 388
     torch.save({"module." + k: v for k, v in state.items()}, d/"WeCLIP.pth")
     torch.save(recipe().make_clip_state_dict(fp16_storage=True), d/"ViT-B-16.pt")
-    try: return load_released(d/"ViT-B-16.pt", d/"WeCLIP.pth", classes="voc")
-    finally: (d/"ViT-B-16.pt").unlink()
+    try:
+        return load_released(d/"ViT-B-16.pt", d/"WeCLIP.pth", classes="voc")
+    finally:
+        (d/"ViT-B-16.pt").unlink()
 
 def test_files(model, from_files):
     for name, other in (("state_dict", from_files.state_dict()), ("named_buffers", dict(from_files.named_buffers()))):
@@ -221,15 +236,19 @@ def test_files(model, from_files):
 @pytest.fixture(scope="module")
 def training(from_files, batch, post):
     "Three optimiser steps after the switch, dropout off: losses before each, weights after each."
-    model, losses, weights = from_files, [], []
+    model = from_files
+    losses = []
+    weights = []
     named = dict(model.decoder.named_parameters())
     opt = torch.optim.AdamW(named.values(), betas=(.9, .999), eps=1e-8, weight_decay=model.cfg.wd)
     for i, lr in enumerate(load("optim")["trace"][:, 3].tolist()):
         step = post if i == 0 else run(model, batch, dynamic=True)  # the weights are still those of `post`
-        for k, p in named.items(): p.grad = step.grads[k].clone()
+        for k, p in named.items():
+            p.grad = step.grads[k].clone()
         opt.param_groups[0]["lr"] = lr
         opt.step()
-        losses.append(step.loss); weights.append({k: p.detach().clone() for k, p in named.items()})
+        losses.append(step.loss)
+        weights.append({k: p.detach().clone() for k, p in named.items()})
     return Run(losses=torch.stack(losses), weights=weights)
 
 def test_trace(training): close(training.losses, load("optim")["trace"][:, :3], 0, 1e-4)
@@ -237,12 +256,16 @@ def test_trace(training): close(training.losses, load("optim")["trace"][:, :3], 
 @pytest.mark.parametrize("i", (1, 2, 3))
 def test_step(training, i):
     "In units of the learning rates' sum, the furthest a weight can have come; a weight decay of 1e-3 is 1.6e-3 away."
-    z, ours, first = load("optim"), training.weights[i-1], convert_official(decoder_weights())
-    theirs, way = stored(z, f"step{i}__"), z["trace"][:i, 3].sum()
+    z = load("optim")
+    ours = training.weights[i-1]
+    first = convert_official(decoder_weights())
+    theirs = stored(z, f"step{i}__")
+    way = z["trace"][:i, 3].sum()
     assert len(theirs) == 4
     for k, v in theirs.items():
         moved, expected = ((w - first[k])/way for w in (ours[k], v))
-        if k.endswith("qkv.bias"): moved[256:512] = expected[256:512]  # keys: softmax cancels them, so their gradient is rounding (1e-9; float64: 1e-18)
+        if k.endswith("qkv.bias"):
+            moved[256:512] = expected[256:512]  # keys: softmax cancels them, so their gradient is rounding (1e-9; float64: 1e-18)
         assert expected.abs().max() > .9
         close(moved, expected, 1e-3)
 
@@ -250,7 +273,8 @@ def test_learning_rate(model):
     learning_rate = pytest.importorskip("weclip.engine.train").learning_rate
     z = load("optim")
     lr = lambda steps: torch.tensor([learning_rate(int(i), model.cfg) for i in steps], dtype=torch.float64)
-    for theirs in z["lr_table"][:, 3:].T: close(lr(z["lr_table"][:, 0]), theirs, 0, 1e-9)
+    for theirs in z["lr_table"][:, 3:].T:
+        close(lr(z["lr_table"][:, 0]), theirs, 0, 1e-9)
     close(lr((1, 2, 3)), z["trace"][:, 3], 0, 1e-9)
 
 def test_weight_decay(model): assert (load("optim")["weight_decay"][2:] == model.cfg.wd).all()
@@ -258,14 +282,16 @@ def test_weight_decay(model): assert (load("optim")["weight_decay"][2:] == model
 # --- validation at 24x32 patches -------------------------------------------------------------------------------
 
 def test_val_encoder(val):
-    (x, out), z = val, load("val_375x500")
+    x, out = val
+    z = load("val_375x500")
     assert list(x.shape[2:]) == z["in_hw"].tolist() and out.grid == (24, 32)
     close(x[0, :, ::8, ::8], z["x_sub"], 1e-5)
     close(out.tokens[-1][0, 15::16], z["feat11_sub"][1:], 1e-4)
     close(out.attn[0, :, 47::48], z["attn_rows"][-6:, 1:, 1:], 1e-6)
 
 def test_val_cam(val):
-    out, z = val[1], load("val_375x500")
+    out = val[1]
+    z = load("val_375x500")
     same_scores(out.cams, z["scores"], 1e-5)
     scale = z["rawcam"].abs().amax((1, 2), keepdim=True)
     close(out.cams.raw/scale, z["rawcam"]/scale, 1e-4)
@@ -273,13 +299,15 @@ def test_val_cam(val):
     same_boxes(out.cam, z["boxes"], z["nbox"], z["box_mask"])
 
 def test_val_decoder(val):
-    out, z = val[1], load("val_375x500")
+    out = val[1]
+    z = load("val_375x500")
     close(out.fu[0, ::4], z["F_u_sub"], 1e-4)
     close(out.aff[0, ::32], z["A_f_rows"], 1e-4)
     close(out.logits, z["seg"], 1e-4)
 
 def test_val_refinement(val):
-    out, z = val[1], load("val_375x500")
+    out = val[1]
+    z = load("val_375x500")
     s = disagreement(out.aff, out.attn)
     close(s[0], z["S"], 0, 5e-7)
     close(s.mean(1), z["S_thr"], 0, 5e-7)
@@ -291,7 +319,8 @@ def test_val_refinement(val):
 
 def test_val_labels(val):
     "Labels at the picture's own size; PAR follows the network's input, resized to it."
-    (x, out), z = val, load("val_375x500")
+    x, out = val
+    z = load("val_375x500")
     hires = upsample_cam(out.cam_ref, (375, 500))
     close(hires[:, ::5, ::5], z["hires_sub"], 1e-4)
     scores = with_background(group(hires, out.img_idx, 1))
@@ -305,7 +334,10 @@ def test_val_labels(val):
 
 def test_other_classes():
     "A decoder of 21 classes is no COCO model, nor one of 81 a VOC model; known before CLIP is read."
-    with pytest.raises(ValueError, match=r"expected 81 classes with background \(coco\), got a checkpoint of 21"): load_released("CLIP.pt", decoder_weights(), classes="coco")
+    with pytest.raises(ValueError, match=r"expected 81 classes with background \(coco\), got a checkpoint of 21"):
+        load_released("CLIP.pt", decoder_weights(), classes="coco")
     coco = {k: v[:1].expand(81, *v.shape[1:]) if "linear_pred" in k else v for k, v in decoder_weights().items()}
-    with pytest.raises(ValueError, match=r"expected 21 classes with background \(voc\), got a checkpoint of 81"): load_released("CLIP.pt", coco)
-    with pytest.raises(FileNotFoundError, match="CLIP.pt"): load_released("CLIP.pt", coco, classes="coco")
+    with pytest.raises(ValueError, match=r"expected 21 classes with background \(voc\), got a checkpoint of 81"):
+        load_released("CLIP.pt", coco)
+    with pytest.raises(FileNotFoundError, match="CLIP.pt"):
+        load_released("CLIP.pt", coco, classes="coco")

@@ -6,7 +6,8 @@ from weclip.method.batch import group
 from weclip.method.par import par, pseudo_labels, upsample_cam, winner, with_background
 
 pytestmark = needs_oracle
-MEAN, STD = torch.tensor([123.675,116.28,103.53]), torch.tensor([58.395,57.12,57.375])
+MEAN = torch.tensor([123.675,116.28,103.53])
+STD = torch.tensor([58.395,57.12,57.375])
 IMG_IDX = torch.tensor([0,1,1,2,2,2,3])  # class sets [9], [6,20], [1,11,20], [11]
 
 def normalised(rgb): return ((rgb.float() - MEAN)/STD).movedim(-1, 1)
@@ -23,12 +24,14 @@ def test_par_in_a_batch():
 
 @pytest.mark.parametrize("i,size", [(1,(320,320)), (2,(375,500)), (3,(320,320)), (4,(340,512))])
 def test_upsample(i, size):
-    z = load("scale_cam_small"); step = int(z["stride"][i-1])
+    z = load("scale_cam_small")
+    step = int(z["stride"][i-1])
     close(upsample_cam(z[f"in{i}"][None], size)[0,::step,::step], z[f"out{i}"], atol=1e-5)
 
 @pytest.mark.parametrize("phase", ["rfm_pre", "rfm_post"])
 def test_pieces_in_training(phase):
-    z, img = load(phase), normalised(load("inputs_train")["images"])
+    z = load(phase)
+    img = normalised(load("inputs_train")["images"])
     hires = upsample_cam(z["refined"], (320,320))
     close(hires[:,::4,::4], z["hires_sub"], atol=1e-5)
     scores = with_background(group(hires, IMG_IDX, 4))
@@ -38,7 +41,8 @@ def test_pieces_in_training(phase):
 
 @pytest.mark.parametrize("phase", ["rfm_pre", "rfm_post"])
 def test_labels_in_training(phase):
-    z, img = load(phase), normalised(load("inputs_train")["images"])
+    z = load(phase)
+    img = normalised(load("inputs_train")["images"])
     labels = pseudo_labels(z["refined"], img, IMG_IDX, z["keys"].long(), (320,320))
     assert labels.dtype == torch.long
     assert (labels != z["labels"]).double().mean() <= 1e-4

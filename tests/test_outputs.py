@@ -17,7 +17,8 @@ from weclip.cli import main
 
 class Toy(torch.nn.Module):
     "Classes by colour: red, blue, neither."
-    patch, classes = 8, ClassSet("toy", ("red", "blue"), ("red", "blue"))
+    patch = 8
+    classes = ClassSet("toy", ("red", "blue"), ("red", "blue"))
     def __init__(self, **settings):
         super().__init__()
         self.cfg, self.conv = preset("voc", **{"long_side": 0, "scales": (1.,), **settings}), torch.nn.Conv2d(3, 3, 1)
@@ -32,7 +33,8 @@ def masks():
     "Masks with what breaks outlines and run lengths."
     def put(hw, *spots):
         m = np.zeros(hw, np.uint8)
-        for where, v in spots: m[where] = v
+        for where, v in spots:
+            m[where] = v
         return m
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:60, :80]
@@ -52,11 +54,13 @@ def seg_of(ids): return Segmentation(np.zeros((*ids.shape, 3), np.uint8), ids, (
 
 @pytest.mark.parametrize("ids", MASKS.values(), ids=MASKS.keys())
 def test_png_run_lengths_and_outlines_hold_the_same_mask(ids, tmp_path):
-    rle, shapely = pytest.importorskip("pycocotools.mask"), pytest.importorskip("shapely")
+    rle = pytest.importorskip("pycocotools.mask")
+    shapely = pytest.importorskip("shapely")
     seg = seg_of(ids)
     seg.save(tmp_path/"mask.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path/"mask.png")), ids)
-    runs, outlines = np.zeros_like(ids), np.zeros_like(ids)
+    runs = np.zeros_like(ids)
+    outlines = np.zeros_like(ids)
     for row in coco_annotations(seg, 1):
         mask = rle.decode(row["segmentation"]).astype(bool)
         y, x = np.nonzero(mask)
@@ -77,14 +81,20 @@ def test_outlines_know_their_holes():
     assert all(a != b for p in polygons(MASKS["noise"] == 1) for r in p for a, b in zip(r, r[1:]))
 
 def test_a_large_mask_costs_its_box():
-    mask = np.zeros((6000, 8000), bool); mask[5990:5995, 7000:7010] = True
+    mask = np.zeros((6000, 8000), bool)
+    mask[5990:5995, 7000:7010] = True
     polygons(mask[:9, :9])
-    tracemalloc.start(); found = polygons(mask); peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    tracemalloc.start()
+    found = polygons(mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert found == [[[[7000, 5990], [7010, 5990], [7010, 5995], [7000, 5995], [7000, 5990]]]] and peak < 1e6
 
 def test_ids_without_names_are_refused():
-    with pytest.raises(ValueError, match="one per name"): seg_of(np.full((2, 2), 3, np.uint8))
-    with pytest.raises(ValueError, match="as the picture"): Segmentation(np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2), np.uint8), ("a",))
+    with pytest.raises(ValueError, match="one per name"):
+        seg_of(np.full((2, 2), 3, np.uint8))
+    with pytest.raises(ValueError, match="as the picture"):
+        Segmentation(np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2), np.uint8), ("a",))
 
 def test_ignored_pixels_are_in_no_form():
     seg = seg_of(np.array([[255, 1], [0, 255]], np.uint8))
@@ -93,16 +103,21 @@ def test_ignored_pixels_are_in_no_form():
 
 def test_coco_evaluation_finds_what_it_is_given(tmp_path, capsys):
     "pycocotools as a stranger uses it: the file as truth, its rows as results."
-    coco_api, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    coco_api = pytest.importorskip("pycocotools.coco")
+    evaluation = pytest.importorskip("pycocotools.cocoeval")
     logits = torch.randn(3, 5, 5, generator=torch.manual_seed(0))
     with writer(tmp_path, ("background", "red", "blue"), ("coco",)) as write:
-        for name, ids in MASKS.items(): write(f"photos/{name}.jpg", Segmentation(np.zeros((*ids.shape, 3), np.uint8), ids, ("background", "red", "blue"), None, logits))
+        for name, ids in MASKS.items():
+            write(f"photos/{name}.jpg", Segmentation(np.zeros((*ids.shape, 3), np.uint8), ids, ("background", "red", "blue"), None, logits))
     truth = coco_api.COCO(str(tmp_path/"coco.json"))
     assert [c["name"] for c in truth.dataset["categories"]] == ["red", "blue"]
     assert {i["file_name"]: (i["height"], i["width"]) for i in truth.dataset["images"]} == {f"photos/{k}.jpg": v.shape for k, v in MASKS.items()}
     rows = truth.dataset["annotations"]
     assert [r["id"] for r in rows] == [*range(1, len(rows) + 1)] and all(0 < r["score"] <= 1 for r in rows)
-    e = evaluation.COCOeval(truth, truth.loadRes(rows), "segm"); e.evaluate(); e.accumulate(); e.summarize()
+    e = evaluation.COCOeval(truth, truth.loadRes(rows), "segm")
+    e.evaluate()
+    e.accumulate()
+    e.summarize()
     assert e.stats[0] == 1.
 
 # ---- the command on files as people have them
@@ -110,11 +125,18 @@ def test_coco_evaluation_finds_what_it_is_given(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     "Landscape, portrait, grey, turned by its EXIF flag, one pixel, transparent, and two that are no pictures."
-    d, scene = tmp_path_factory.mktemp("photos"), Image.fromarray(draw_scene(0, (96, 160)).img)
-    scene.save(d/"landscape.jpg"); scene.transpose(Image.Transpose.ROTATE_90).save(d/"portrait.png"); scene.convert("L").save(d/"grey.png")
-    exif = Image.Exif(); exif[0x0112] = 6; scene.save(d/"turned.jpg", exif=exif)
-    Image.new("RGB", (1, 1)).save(d/"pixel.bmp"); Image.new("RGBA", (50, 40), (200, 0, 0, 100)).save(d/"glass.webp")
-    (d/"broken.jpg").write_bytes((d/"landscape.jpg").read_bytes()[:300]); (d/"text.png").write_text("no picture")
+    d = tmp_path_factory.mktemp("photos")
+    scene = Image.fromarray(draw_scene(0, (96, 160)).img)
+    scene.save(d/"landscape.jpg")
+    scene.transpose(Image.Transpose.ROTATE_90).save(d/"portrait.png")
+    scene.convert("L").save(d/"grey.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene.save(d/"turned.jpg", exif=exif)
+    Image.new("RGB", (1, 1)).save(d/"pixel.bmp")
+    Image.new("RGBA", (50, 40), (200, 0, 0, 100)).save(d/"glass.webp")
+    (d/"broken.jpg").write_bytes((d/"landscape.jpg").read_bytes()[:300])
+    (d/"text.png").write_text("no picture")
     return d
 
 SIZES = dict(landscape=(96, 160), portrait=(160, 96), grey=(96, 160), turned=(160, 96), pixel=(1, 1), glass=(40, 50))
@@ -122,10 +144,13 @@ SIZES = dict(landscape=(96, 160), portrait=(160, 96), grey=(96, 160), turned=(16
 @pytest.fixture(scope="module")
 def everything(photos, tmp_path_factory):
     "All formats of all photos, their names on standard input."
-    out, old = tmp_path_factory.mktemp("masks"), sys.stdin
+    out = tmp_path_factory.mktemp("masks")
+    old = sys.stdin
     sys.stdin = io.StringIO("".join(f"{p}\n" for p in sorted(photos.iterdir())))
-    try: return out, main(["predict", "-", "--out", str(out), "--format", *FORMATS, "--confidence", "--no-crf", "--device", "cpu", "--batch", "3"])
-    finally: sys.stdin = old
+    try:
+        return out, main(["predict", "-", "--out", str(out), "--format", *FORMATS, "--confidence", "--no-crf", "--device", "cpu", "--batch", "3"])
+    finally:
+        sys.stdin = old
 
 def test_unreadable_files_are_skipped_and_told(photos, everything, capsys):
     assert everything[1] == 1
@@ -136,21 +161,26 @@ def test_unreadable_files_are_skipped_and_told(photos, everything, capsys):
 
 @pytest.mark.parametrize("stem", SIZES)
 def test_masks_are_upright_and_of_the_pictures_size(photos, everything, stem):
-    out, file = everything[0], next(photos.glob(f"{stem}.*"))
+    out = everything[0]
+    file = next(photos.glob(f"{stem}.*"))
     seg = predict(file, cached_model(), crf=False)
     mask, sure = (np.asarray(Image.open(out/d/f"{stem}.png")) for d in ("", "confidence"))
     assert mask.shape == sure.shape == seg.shape == SIZES[stem] and sure.dtype == np.uint8
     assert (mask != seg.ids).mean() < 1e-3 and np.abs(sure - 255*seg.confidence).max() < .51  # batches of 3 against one by one
     assert json.loads((out/"polygons"/f"{stem}.geojson").read_text())["width"] == SIZES[stem][1]
-    with Image.open(out/"overlay"/f"{stem}.jpg") as im: assert im.width > SIZES[stem][1] and im.height >= SIZES[stem][0]
+    with Image.open(out/"overlay"/f"{stem}.jpg") as im:
+        assert im.width > SIZES[stem][1] and im.height >= SIZES[stem][0]
 
 def test_coco_file_agrees_with_the_masks(everything):
-    rle, doc = pytest.importorskip("pycocotools.mask"), json.loads((everything[0]/"coco.json").read_text())
+    rle = pytest.importorskip("pycocotools.mask")
+    doc = json.loads((everything[0]/"coco.json").read_text())
     assert {Path(i["file_name"]).stem: (i["height"], i["width"]) for i in doc["images"]} == SIZES
     for i in doc["images"]:
-        ids, mask = np.zeros((i["height"], i["width"]), np.uint8), np.asarray(Image.open(everything[0]/f"{Path(i['file_name']).stem}.png"))
+        ids = np.zeros((i["height"], i["width"]), np.uint8)
+        mask = np.asarray(Image.open(everything[0]/f"{Path(i['file_name']).stem}.png"))
         for row in doc["annotations"]:
-            if row["image_id"] == i["id"]: ids[rle.decode(row["segmentation"]).astype(bool)] = row["category_id"]
+            if row["image_id"] == i["id"]:
+                ids[rle.decode(row["segmentation"]).astype(bool)] = row["category_id"]
         assert np.array_equal(ids, mask)
 
 @pytest.mark.parametrize("stdin, says", [("", "got none"), ("\n\n", "got none"), ("nowhere.jpg\n", "nowhere.jpg")])
@@ -161,7 +191,8 @@ def test_mistakes_on_standard_input(stdin, says, monkeypatch, capsys, tmp_path):
     assert says in err and "Traceback" not in err and not list(tmp_path.iterdir())
 
 def test_a_picture_is_never_overwritten_by_its_mask(photos, tmp_path, capsys):
-    shutil.copy(photos/"portrait.png", tmp_path); before = (tmp_path/"portrait.png").read_bytes()
+    shutil.copy(photos/"portrait.png", tmp_path)
+    before = (tmp_path/"portrait.png").read_bytes()
     for picture, says in ((tmp_path, "among the pictures"), (tmp_path/"portrait.png", "would overwrite")):
         assert main(["predict", str(picture), "--out", str(tmp_path)]) == 2
         assert says in capsys.readouterr().err and (tmp_path/"portrait.png").read_bytes() == before
@@ -169,8 +200,11 @@ def test_a_picture_is_never_overwritten_by_its_mask(photos, tmp_path, capsys):
 def test_a_tree_keeps_its_shape_and_can_be_given_twice(photos, tmp_path, capsys):
     "Equal names in different sub-folders; masks inside the tree, which a second run must not take for pictures."
     names = ("a/1.jpg", "a/b/1.jpg", "c/1.jpg")
-    for n in names: (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); shutil.copy(photos/"pixel.bmp", tmp_path/n)
-    out, args = tmp_path/"a"/"masks", ["--no-crf", "--device", "cpu", "--format", *FORMATS, "--confidence"]
+    for n in names:
+        (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos/"pixel.bmp", tmp_path/n)
+    out = tmp_path/"a"/"masks"
+    args = ["--no-crf", "--device", "cpu", "--format", *FORMATS, "--confidence"]
     for _ in range(2):
         assert main(["predict", str(tmp_path), "--out", str(out), *args]) == 0
         assert "3 masks" in capsys.readouterr().out
@@ -191,12 +225,14 @@ def test_without_pycocotools(photos, tmp_path, monkeypatch, capsys):
 def test_batches_by_shape_equal_one_by_one():
     model = cached_model(device="cpu")
     samples = [(i, draw_scene(i, size).img) for i, size in enumerate([(128, 144), (144, 128), (128, 144), (128, 144), (144, 128)])]
-    calls, real = [], model.logits
+    calls = []
+    real = model.logits
     one = list(predict_many(samples, model, crf=False))
     try:
         model.logits = lambda img: (calls.append(len(img)), real(img))[1]
         many = list(predict_many(samples, model, crf=False, batch=5))
-    finally: del model.logits
+    finally:
+        del model.logits
     views = 2 if model.cfg.tta_flip else 1
     assert sorted(calls) == sorted([views*3, views*2]*len(model.cfg.scales))
     for (k, a), (j, b) in zip(one, many):
@@ -207,7 +243,8 @@ def test_batches_by_shape_equal_one_by_one():
 
 def test_an_onnx_program_takes_a_picture_smaller_than_a_patch(tmp_path):
     "ONNX Runtime said: Scale value should be greater than 0. From one patch on, nothing changes."
-    for package in ("onnx", "onnxscript"): pytest.importorskip(package, reason="ONNX needs the onnx extra")
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="ONNX needs the onnx extra")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX needs the onnx extra")
     from weclip.use.export import _write_onnx, export, export_program
     from weclip.engine.weights import build
@@ -225,7 +262,8 @@ def test_an_onnx_program_takes_a_picture_smaller_than_a_patch(tmp_path):
     before = _write_onnx(export_program(model), tmp_path/"before.onnx", "{}")  # as it was: nothing is enlarged
     for h, w in ((8, 8), (8, 21), (50, 70)):
         photo = rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8)
-        for a, b in zip(before(torch.from_numpy(photo)), session.run(None, dict(img=photo))): assert np.array_equal(a.numpy(), b)
+        for a, b in zip(before(torch.from_numpy(photo)), session.run(None, dict(img=photo))):
+            assert np.array_equal(a.numpy(), b)
 
 def test_an_archive_says_the_least_side(tmp_path):
     from weclip.use.export import export
@@ -235,7 +273,8 @@ def test_an_archive_says_the_least_side(tmp_path):
     program = torch.export.load(tmp_path/"m.pt2", extra_files=extra).module()
     assert json.loads(extra["weclip.json"])["least_side"] == 16
     assert program(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 16, 16)
-    with pytest.raises(AssertionError, match="img.size"): program(torch.zeros(1, 15, 16, 3, dtype=torch.uint8))
+    with pytest.raises(AssertionError, match="img.size"):
+        program(torch.zeros(1, 15, 16, 3, dtype=torch.uint8))
 
 def strips(names, height=32): return [row[:, height:] for row in np.split(viz.legend(names, height=height), len(names))]
 
@@ -249,14 +288,17 @@ def test_legends_show_letters_not_boxes(caplog):
 
 def test_letters_that_no_font_has_are_told_once_and_told_apart(monkeypatch, caplog, tmp_path):
     import warnings
-    monkeypatch.setattr(viz, "_font_with", lambda letters: None); monkeypatch.setattr(viz, "_missing", set())
+    monkeypatch.setattr(viz, "_font_with", lambda letters: None)
+    monkeypatch.setattr(viz, "_missing", set())
     viz.lettering("猫")
     cat, dog = strips(["猫", "犬"])
     assert not np.array_equal(cat, dog)
-    for _ in range(3): viz.save_sheet(tmp_path/"sheet.png", {"猫": [np.zeros((9, 9, 3), np.uint8)]}, ["犬\n1"])
+    for _ in range(3):
+        viz.save_sheet(tmp_path/"sheet.png", {"猫": [np.zeros((9, 9, 3), np.uint8)]}, ["犬\n1"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(3): viz.quantise(viz.show_grid([[np.zeros((9, 9, 3), np.uint8)]], ["猫: 犬"], ["é\n猫"]))
+        for _ in range(3):
+            viz.quantise(viz.show_grid([[np.zeros((9, 9, 3), np.uint8)]], ["猫: 犬"], ["é\n猫"]))
     said = [r.getMessage() for r in caplog.records]
     assert len(said) == 2 and "no font here has 猫" in said[0] and "犬" in said[1] and "Noto" in said[0]
     assert viz.lettering("猫 1") == (viz.DEJAVU, "\\u732b 1") and viz.lettering("\udce9\n")[1] == "\\udce9\\n"
@@ -275,14 +317,17 @@ def test_a_font_of_the_machine_is_taken_where_one_has_the_letters(monkeypatch):
 def memory_over(n, out, keep=None):
     "Traced bytes and resident bytes after each picture of a stream through every writer."
     files = [out/f"{i}.png" for i in range(n)]
-    rng, rows = np.random.default_rng(0), []
-    for f in files[:8]: Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(f)
+    rng = np.random.default_rng(0)
+    rows = []
+    for f in files[:8]:
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(f)
     samples = ((i, image) for i, (_, image) in enumerate(read_ahead((files[i % 8] for i in range(n)), [])))
     tracemalloc.start()
     with writer(out/"masks", Toy.classes.names, FORMATS, with_confidence=True) as write:
         for i, seg in predict_many(samples, Toy(), crf=False, batch=4):
             write(f"{i % 8}.png", seg)
-            if keep is not None: keep.append(seg)
+            if keep is not None:
+                keep.append(seg)
             if i % 20 == 19:
                 gc.collect()
                 rows.append((i, tracemalloc.get_traced_memory()[0], int(Path("/proc/self/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")))
@@ -302,9 +347,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
 
 def test_reading_ahead_is_bounded(tmp_path):
     asked = []
-    for i in range(9): Image.new("RGB", (2, 2)).save(tmp_path/f"{i}.png")
+    for i in range(9):
+        Image.new("RGB", (2, 2)).save(tmp_path/f"{i}.png")
     pictures = read_ahead(((asked.append(i), tmp_path/f"{i}.png")[1] for i in range(9)), [], ahead=3)
-    for n in range(5): next(pictures); assert len(asked) <= n + 4
+    for n in range(5):
+        next(pictures)
+        assert len(asked) <= n + 4
     pictures.close()
     assert len(asked) <= 8
 
@@ -312,14 +360,18 @@ def test_reading_ahead_is_bounded(tmp_path):
 
 def test_front_door():
     assert weclip.predict is predict and weclip.Segmentation is Segmentation and {"predict", "Segmentation"} <= set(dir(weclip))
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"): getattr(weclip, "nothing")  # noqa: B009
-    with pytest.raises(ImportError): from weclip import nothing  # noqa: F401
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        getattr(weclip, "nothing")  # noqa: B009
+    with pytest.raises(ImportError):
+        from weclip import nothing  # noqa: F401
 
 def test_predict_takes_every_kind_of_picture(tmp_path):
-    scene = draw_scene(2); Image.fromarray(scene.img).save(tmp_path/"scene.png")
+    scene = draw_scene(2)
+    Image.fromarray(scene.img).save(tmp_path/"scene.png")
     kinds = [weclip.predict(x, crf=False) for x in (scene.img, Image.fromarray(scene.img), tmp_path/"scene.png", str(tmp_path/"scene.png"))]
     want = predict(scene.img, cached_model(), crf=False)
-    for seg in kinds: assert np.array_equal(seg, want) and np.array_equal(seg.image, scene.img)
+    for seg in kinds:
+        assert np.array_equal(seg, want) and np.array_equal(seg.image, scene.img)
     toy = weclip.predict(np.full((9, 30, 3), (200, 0, 0), np.uint8), Toy(), crf=False)
     assert (toy == 1).all() and toy.names == ("background", "red", "blue") and toy.confidence.min() > .9
 
@@ -334,7 +386,8 @@ def test_a_model_is_read_once_until_its_file_changes(tmp_path):
 def test_drawn_scenes_with_the_shipped_decoder():
     "One object each; the shipped decoder finds it and names it."
     def iou(seed):
-        scene = draw_scene(seed); ids = np.asarray(weclip.predict(scene.img, crf=False))
+        scene = draw_scene(seed)
+        ids = np.asarray(weclip.predict(scene.img, crf=False))
         return ((ids == scene.lbl) & (scene.lbl > 0)).sum()/((ids > 0) | (scene.lbl > 0)).sum()
     assert np.mean([iou(s) for s in (2, 3, 4, 6, 9, 10, 11)]) > .5
 
@@ -374,45 +427,57 @@ def test_what_the_page_shows_of_a_picture(tmp_path):
     (path, tags), *others = examples(tmp_path)
     assert len(others) == 3 and all(Path(p).is_file() and set(t) <= set(model.classes.classes) and t for p, t in others)
     cam, refined, pseudo, key, predicted, names = answer(model, path, tags)
-    image = np.asarray(Image.open(path)); want = predict(image, model)
+    image = np.asarray(Image.open(path))
+    want = predict(image, model)
     assert cam.shape == refined.shape == image.shape and not np.array_equal(cam, refined)
     assert np.array_equal(predicted, want.overlay()) and not np.array_equal(pseudo, predicted)
     assert all(t in key for t in tags) and "background" in names
     assert answer(model, path)[:4] == (None, None, None, "") and np.array_equal(answer(model, path)[4], predicted)
-    with pytest.raises(ValueError, match="unicorn"): answer(model, path, ["unicorn"])
+    with pytest.raises(ValueError, match="unicorn"):
+        answer(model, path, ["unicorn"])
     Image.fromarray(image).resize((SIDE + 100, 64)).save(tmp_path/"wide.png")
     assert answer(model, tmp_path/"wide.png")[4].shape[1] == SIDE
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     pytest.importorskip("gradio", reason="Gradio is not installed (pip install '.[app]')")
-    patch = pytest.MonkeyPatch(); patch.setenv("WECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("WECLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
     from weclip.use.app import serve
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     blocks = serve(cached_model(device="cpu"), port=port, wait=False)
     yield f"http://127.0.0.1:{port}/", port
-    blocks.close(); patch.undo()
+    blocks.close()
+    patch.undo()
 
 def test_page_answers(served, photos, tmp_path):
     from gradio_client import Client, handle_file
     from weclip.use.app import EXAMPLES, answer
-    scene = draw_scene(EXAMPLES[0]); Image.fromarray(scene.img).save(tmp_path/"scene.png")
+    scene = draw_scene(EXAMPLES[0])
+    Image.fromarray(scene.img).save(tmp_path/"scene.png")
     tags = sorted({name for name, _ in scene.objects})
     client = Client(served[0], verbose=False)
     cam, refined, pseudo, key, predicted, names = client.predict(handle_file(str(tmp_path/"scene.png")), tags, api_name="/segment")
     want = answer(cached_model(device="cpu"), tmp_path/"scene.png", tags)
     for path, a in ((cam, want[0]), (refined, want[1]), (pseudo, want[2]), (predicted, want[4])):
-        with Image.open(path) as im: assert np.abs(np.asarray(im.convert("RGB").resize(a.shape[1::-1], 0)).astype(int) - a).mean() < 6  # sent as WebP
+        with Image.open(path) as im:
+            assert np.abs(np.asarray(im.convert("RGB").resize(a.shape[1::-1], 0)).astype(int) - a).mean() < 6  # sent as WebP
     assert (key, names) == (want[3], want[5]) and "background" in key
     assert client.predict(handle_file(str(tmp_path/"scene.png")), [], api_name="/segment")[:2] == (None, None)
-    with Image.open(client.predict(handle_file(str(photos/"turned.jpg")), [], api_name="/segment")[4]) as im: assert im.height > im.width
-    half = (photos/"landscape.jpg").read_bytes(); (tmp_path/"cut.jpg").write_bytes(half[:len(half)//2])
+    with Image.open(client.predict(handle_file(str(photos/"turned.jpg")), [], api_name="/segment")[4]) as im:
+        assert im.height > im.width
+    half = (photos/"landscape.jpg").read_bytes()
+    (tmp_path/"cut.jpg").write_bytes(half[:len(half)//2])
     for file, says in ((tmp_path/"cut.jpg", "cannot be decoded"), (photos/"text.png", "cannot identify")):
-        with pytest.raises(Exception, match=says): client.predict(handle_file(str(file)), [], api_name="/segment")
+        with pytest.raises(Exception, match=says):
+            client.predict(handle_file(str(file)), [], api_name="/segment")
 
 def test_a_taken_port_is_told(served):
     from weclip.use.app import serve
-    with pytest.raises(ValueError, match="free port"): serve(cached_model(device="cpu"), port=served[1], wait=False)
+    with pytest.raises(ValueError, match="free port"):
+        serve(cached_model(device="cpu"), port=served[1], wait=False)
 
 def test_page_in_a_browser(served, tmp_path):
     "Opened, an example clicked, segmented; nothing asked of any other machine."

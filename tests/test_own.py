@@ -27,12 +27,15 @@ def picture(path, h=20, w=30, seed=0):
 @pytest.fixture
 def pets(tmp_path):
     "a.jpg, b.png, garden/a.jpg, garden/deep/c.JPEG, beside a secret."
-    for n in ("a.jpg", "b.png", "garden/a.jpg", "garden/deep/c.JPEG"): picture(tmp_path/"pets"/n)
+    for n in ("a.jpg", "b.png", "garden/a.jpg", "garden/deep/c.JPEG"):
+        picture(tmp_path/"pets"/n)
     picture(tmp_path/"secret.jpg")
     return tmp_path/"pets"
 
 def csv(pets, text, name="tags.csv"):
-    path = pets.parent/name; path.write_bytes(text if isinstance(text, bytes) else text.encode()); return path
+    path = pets.parent/name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
 
 # ---- forms
 
@@ -52,21 +55,27 @@ def test_forms_agree(pets, text, name):
     assert found.images["garden/deep/c"] == pets/"garden"/"deep"/"c.JPEG" and found.untagged == ["b.png"] and not found.missing
 
 def test_folders_are_classes(pets):
-    picture(pets/"dog"/"x"/"d.jpg"); picture(pets/".thumbs"/"e.jpg"); picture(pets/"dog"/"._d.jpg")
+    picture(pets/"dog"/"x"/"d.jpg")
+    picture(pets/".thumbs"/"e.jpg")
+    picture(pets/"dog"/"._d.jpg")
     found = find_images(pets, "folders")
     assert found.tags == {"dog/x/d": [0], "garden/a": [1], "garden/deep/c": [1]} and found.untagged == ["a.jpg", "b.png"]
 
 def test_folders_without_folders(tmp_path):
     picture(tmp_path/"a.jpg")
-    with pytest.raises(ValueError, match="sub-folder named after its class"): find_images(tmp_path, "folders")
+    with pytest.raises(ValueError, match="sub-folder named after its class"):
+        find_images(tmp_path, "folders")
 
 def test_onehot(pets):
     np.save(pets.parent/"cls_labels_onehot.npy", {"a": np.eye(20, dtype=np.float32)[7], "nowhere": np.eye(20, dtype=np.float32)[0]}, allow_pickle=True)
     found = find_images(pets, pets.parent/"cls_labels_onehot.npy", "voc")
     assert found.tags == {"a": [7]} and found.missing == ["nowhere"] and found.classes == VOC
-    with pytest.raises(ValueError, match="holds no names"): find_images(pets, pets.parent/"cls_labels_onehot.npy")
-    with pytest.raises(ValueError, match="expected 80 values"): find_images(pets, pets.parent/"cls_labels_onehot.npy", "coco")
-    with pytest.raises(FileNotFoundError, match="no such file"): find_images(pets, pets.parent/"none.npy", "voc")
+    with pytest.raises(ValueError, match="holds no names"):
+        find_images(pets, pets.parent/"cls_labels_onehot.npy")
+    with pytest.raises(ValueError, match="expected 80 values"):
+        find_images(pets, pets.parent/"cls_labels_onehot.npy", "coco")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        find_images(pets, pets.parent/"none.npy", "voc")
 
 def test_data_is_what_a_voc_folder_gives(pets):
     data, classes = open_images(pets, {"garden/a.jpg": ["dog"], "a.jpg": ["cat"]}, progress=False, crop=16, norm=None)
@@ -84,22 +93,29 @@ ESCAPES = ["../secret.jpg", "garden/../../secret.jpg", "garden/../a.jpg", "..", 
 def test_paths_that_leave_the_folder(pets, bad):
     bad = bad.format(top=pets.parent)
     for tags in ({"a.jpg": ["cat"], bad: ["cat"]}, csv(pets, json.dumps({"a.jpg": ["cat"], bad: ["cat"]}), "tags.json")):
-        with pytest.raises(ValueError, match="expected a path below"): find_images(pets, tags)
-    with pytest.raises(ValueError): find_images(pets, csv(pets, f'a.jpg,cat\n"{bad}",cat'))
+        with pytest.raises(ValueError, match="expected a path below"):
+            find_images(pets, tags)
+    with pytest.raises(ValueError):
+        find_images(pets, csv(pets, f'a.jpg,cat\n"{bad}",cat'))
 
 def test_links_that_leave_the_folder(pets):
     "They were refused or passed over, and whole classes with them; who links a folder wants it read."
-    (pets/"link.jpg").symlink_to(pets.parent/"secret.jpg"); (pets/"up").symlink_to(pets.parent); (pets/"loop.jpg").symlink_to(pets/"loop.jpg")
+    (pets/"link.jpg").symlink_to(pets.parent/"secret.jpg")
+    (pets/"up").symlink_to(pets.parent)
+    (pets/"loop.jpg").symlink_to(pets/"loop.jpg")
     for name in ("link.jpg", "link", "up/secret.jpg"):
         assert len(find_images(pets, {"a.jpg": ["cat"], name: ["cat"]}).images) == 2
-    with pytest.raises(ValueError, match="1 of 2 pictures cannot be read: .*loop.jpg"): open_images(pets, {"a.jpg": ["cat"], "loop.jpg": ["cat"]}, progress=False)
+    with pytest.raises(ValueError, match="1 of 2 pictures cannot be read: .*loop.jpg"):
+        open_images(pets, {"a.jpg": ["cat"], "loop.jpg": ["cat"]}, progress=False)
     # and not the folder again that the link lies in
     assert [n for n in list_folder(pets).files if n.startswith("up/")] == ["up/secret.jpg"]
-    picture(pets/"dog"/"d.jpg"); (pets/"dog"/"out.jpg").symlink_to(pets.parent/"secret.jpg")
+    picture(pets/"dog"/"d.jpg")
+    (pets/"dog"/"out.jpg").symlink_to(pets.parent/"secret.jpg")
     assert find_images(pets, "folders").tags["dog/out"] == find_images(pets, "folders").tags["dog/d"]
 
 def test_links_that_stay(pets):
-    (pets/"same.jpg").symlink_to(pets/"a.jpg"); (pets.parent/"door").symlink_to(pets)
+    (pets/"same.jpg").symlink_to(pets/"a.jpg")
+    (pets.parent/"door").symlink_to(pets)
     assert find_images(pets, {"same.jpg": ["cat"]}).tags == {"same": [0]}
     assert find_images(pets.parent/"door", {"a.jpg": ["cat"]}).tags == {"a": [0]}
     assert inside(pets.parent/"door", "garden/a.jpg").is_file()
@@ -111,60 +127,78 @@ def test_what_does_not_fit_is_counted(pets, caplog):
     found = find_images(pets, tags)
     assert found.classes.classes == ("cat", "dog")  # a fish that is not there makes no class
     assert (found.untagged, found.missing, found.twice, found.respelt) == (["b.png"], ["x.jpg", "y/z.jpg"], ["a.jpg"], {"Cat": ("cat", 1)})
-    with caplog.at_level(logging.WARNING): data, _ = open_images(pets, tags, progress=False)
+    with caplog.at_level(logging.WARNING):
+        data, _ = open_images(pets, tags, progress=False)
     said = [r.getMessage() for r in caplog.records]
     assert said == [f"{tags} for {pets}: {line}" for line in findings(found)] and len(said) == 4
-    for part in ("left out: 1 ('b.png')", "not there, left out: 2 ('x.jpg', 'y/z.jpg')", "more than once, tags put together: 1 ('a.jpg')", "'Cat' as 'cat' 1x"): assert part in "".join(said)
+    for part in ("left out: 1 ('b.png')", "not there, left out: 2 ('x.jpg', 'y/z.jpg')", "more than once, tags put together: 1 ('a.jpg')", "'Cat' as 'cat' 1x"):
+        assert part in "".join(said)
     assert data.tags["a"] == [0, 1]
-    with pytest.raises(ValueError, match=r"\.csv for .*left out: 1 .*left out: 2"): open_images(pets, tags, strict=True)
+    with pytest.raises(ValueError, match=r"\.csv for .*left out: 1 .*left out: 2"):
+        open_images(pets, tags, strict=True)
     assert not findings(find_images(pets, {n: ["cat"] for n in list_folder(pets).files}))
 
 def test_all_files_elsewhere(pets):
-    with pytest.raises(FileNotFoundError, match="none of its 2 files.*'train/a.jpg'.*there are 'a.jpg'"): find_images(pets, csv(pets, "train/a.jpg,cat\ntrain/b.png,dog"))
+    with pytest.raises(FileNotFoundError, match="none of its 2 files.*'train/a.jpg'.*there are 'a.jpg'"):
+        find_images(pets, csv(pets, "train/a.jpg,cat\ntrain/b.png,dog"))
 
 def test_spellings_of_a_class(pets):
     same = find_images(pets, {"a.jpg": ["traffic light"], "b.png": ["Traffic  Light"], "garden/a": ["traffic\u00a0light"], "garden/deep/c": [" traffic light"]})
     assert same.classes.classes == ("traffic light",) and len(same.respelt) == 3 and set(same.tags) == {"a", "b", "garden/a", "garden/deep/c"}
     assert find_images(pets, {"a.jpg": ["DOG"]}, "voc").respelt == {"DOG": ("dog", 1)}
-    with pytest.raises(ValueError, match="expected tags among the 20 classes, got 'dgo' .1x, nearest: 'dog'., 'unicorn'"): find_images(pets, {"a.jpg": ["dgo", "unicorn"]}, "voc")
+    with pytest.raises(ValueError, match="expected tags among the 20 classes, got 'dgo' .1x, nearest: 'dog'., 'unicorn'"):
+        find_images(pets, {"a.jpg": ["dgo", "unicorn"]}, "voc")
 
 @pytest.mark.parametrize("tag, says", [("cat,dog", "expected ;"), ("cat|dog", "expected ;"), ("background", "not 'background'"), ("", "printable"), ("a\u200bb", "printable"), ("a\ud800", "printable")])
 def test_tags_that_are_no_name(pets, tag, says):
-    with pytest.raises(ValueError, match=says): find_images(pets, {"a.jpg": [tag]})
+    with pytest.raises(ValueError, match=says):
+        find_images(pets, {"a.jpg": [tag]})
 
 def test_two_pictures_of_one_mask(pets):
     picture(pets/"a.png")
-    with pytest.raises(ValueError, match="share a mask: a.jpg"): find_images(pets, {"a.jpg": ["cat"], "a.png": ["cat"]})
-    with pytest.raises(ValueError, match="expected one picture, found a.jpg, a.png"): find_images(pets, {"a": ["cat"]})
+    with pytest.raises(ValueError, match="share a mask: a.jpg"):
+        find_images(pets, {"a.jpg": ["cat"], "a.png": ["cat"]})
+    with pytest.raises(ValueError, match="expected one picture, found a.jpg, a.png"):
+        find_images(pets, {"a": ["cat"]})
     assert find_images(pets, {"a.png": ["cat"]}).images["a"] == pets/"a.png"
 
 def test_broken_pictures_are_named_together(pets):
-    (pets/"a.jpg").write_bytes((pets/"a.jpg").read_bytes()[:200]); (pets/"b.png").write_bytes(b"")
+    (pets/"a.jpg").write_bytes((pets/"a.jpg").read_bytes()[:200])
+    (pets/"b.png").write_bytes(b"")
     tags = {n: ["cat"] for n in ("a.jpg", "b.png", "garden/a.jpg")}
-    with pytest.raises(ValueError, match="2 of 3 pictures cannot be read: .*a.jpg.*b.png"): open_images(pets, tags, progress=False)
+    with pytest.raises(ValueError, match="2 of 3 pictures cannot be read: .*a.jpg.*b.png"):
+        open_images(pets, tags, progress=False)
     assert len(open_images(pets, tags, check=False)[0]) == 3
     check_files(SegData({"x": pets/"garden"/"a.jpg"}, {}, ()), progress=False)
 
 def test_many_classes(pets):
     names = [f"c{i:03}" for i in range(255)]
     assert find_images(pets, {"a.jpg": names[:254]}).classes.n_classes == 255
-    with pytest.raises(ValueError, match="at most 254"): find_images(pets, {"a.jpg": names})
+    with pytest.raises(ValueError, match="at most 254"):
+        find_images(pets, {"a.jpg": names})
 
 @pytest.mark.parametrize("text, says", [("", "empty file"), ("\n \n", "empty file"), ('a.jpg,"cat\nb.png,dog', "quote left open"), ("a.jpg,cat,dog", "line 1: expected 2 columns"),
     ("file,tags\na.jpg,cat,dog", "line 2: expected 2 columns"), (",cat", "name of a picture"), ("file,tags", "got none"), (b"caf\xe9.jpg,cat", "UTF-8"), ("a.jpg,cat".encode("utf-16"), "UTF-8")])
 def test_broken_csv(pets, text, says):
-    with pytest.raises((ValueError, FileNotFoundError), match=says): find_images(pets, csv(pets, text))
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        find_images(pets, csv(pets, text))
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "{}", '{"a.jpg": "cat"}', '{"a.jpg": [1]}', '{"a.jpg": [["cat"]]}', '{"a.jpg": {"cat": []}}', "["*50_000, '{"a":'*50_000, "NaN"])
 def test_broken_json(pets, text):
-    with pytest.raises(ValueError, match="tags.json"): find_images(pets, csv(pets, text, "tags.json"))
+    with pytest.raises(ValueError, match="tags.json"):
+        find_images(pets, csv(pets, text, "tags.json"))
 
 def test_no_file_no_folder(pets):
-    with pytest.raises(FileNotFoundError, match="none.csv: expected a file of tags"): find_images(pets, pets/"none.csv")
-    with pytest.raises(FileNotFoundError, match="no such folder"): find_images(pets/"cats", {"a.jpg": ["cat"]})
-    with pytest.raises(FileNotFoundError, match="found none"): find_images(pets.parent/"empty", {"a.jpg": ["cat"]}) if (pets.parent/"empty").mkdir() is None else None
-    with pytest.raises(ValueError, match="ending in .csv"): find_images(pets, pets/"tags.xlsx")
-    with pytest.raises(FileNotFoundError): find_images(pets, pets/"tags.csv")
+    with pytest.raises(FileNotFoundError, match="none.csv: expected a file of tags"):
+        find_images(pets, pets/"none.csv")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_images(pets/"cats", {"a.jpg": ["cat"]})
+    with pytest.raises(FileNotFoundError, match="found none"):
+        find_images(pets.parent/"empty", {"a.jpg": ["cat"]}) if (pets.parent/"empty").mkdir() is None else None
+    with pytest.raises(ValueError, match="ending in .csv"):
+        find_images(pets, pets/"tags.xlsx")
+    with pytest.raises(FileNotFoundError):
+        find_images(pets, pets/"tags.csv")
 
 # ---- mutated files: an error or a result, and never a picture from outside
 
@@ -180,27 +214,39 @@ def mutated(data, rng):
     for _ in range(rng.randint(1, 3)):
         i, j, piece = *sorted(rng.choices(range(len(data) + 1), k=2)), rng.choice(PIECES)
         match rng.randrange(5):
-            case 0: data[i:i] = piece
-            case 1: del data[i:min(j, i + 8)]
-            case 2: data[i:i + len(piece)] = piece
-            case 3: data[i:i] = data[i:j]
-            case 4 if data: data[i % len(data)] = rng.randrange(256)
+            case 0:
+                data[i:i] = piece
+            case 1:
+                del data[i:min(j, i + 8)]
+            case 2:
+                data[i:i + len(piece)] = piece
+            case 3:
+                data[i:i] = data[i:j]
+            case 4 if data:
+                data[i % len(data)] = rng.randrange(256)
     return bytes(data)
 
 @pytest.mark.parametrize("name", BASE)
 def test_mutated_files(pets, name):
-    rng, ends, tags = random.Random(5), {"result": 0, "error": 0}, csv(pets, BASE["tags.csv"])
+    rng = random.Random(5)
+    ends = {"result": 0, "error": 0}
+    tags = csv(pets, BASE["tags.csv"])
     home = os.path.realpath(pets)
     for _ in range(300):
         text = mutated(BASE[name], rng)
         path = csv(pets, text, name)
         try:
-            if name == "classes.yaml": found = find_images(pets, tags, path)
-            else: found = find_images(pets, path)
+            if name == "classes.yaml":
+                found = find_images(pets, tags, path)
+            else:
+                found = find_images(pets, path)
         except (ValueError, FileNotFoundError) as e:
-            str(e).encode(); ends["error"] += 1  # a message that can be printed
+            str(e).encode()
+            ends["error"] += 1  # a message that can be printed
         else:
-            findings(found); found.classes.palette(); ends["result"] += 1
+            findings(found)
+            found.classes.palette()
+            ends["result"] += 1
             assert found.images and set(found.images) == set(found.tags) and all(os.path.realpath(p).startswith(home + os.sep) for p in found.images.values())
             assert all(t and set(t) <= set(range(len(found.classes.classes))) for t in found.tags.values())
     assert min(ends.values()) >= 10, ends  # the mutations reach both ends
@@ -214,7 +260,8 @@ KINDS = {".jfif": "JPEG", ".jpe": "JPEG", ".mpo": "MPO", ".avif": "AVIF", ".gif"
 def test_every_format_of_pillow_is_read(tmp_path, suffix):
     "Only seven suffixes were; a folder of .jfif vanished from predict and training alike."
     Image.init()
-    if KINDS[suffix] not in Image.SAVE: pytest.skip(f"this Pillow writes no {KINDS[suffix]}")
+    if KINDS[suffix] not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {KINDS[suffix]}")
     (tmp_path/"cat").mkdir()
     Image.new("RGB", (20, 16), "red").save(tmp_path/"cat"/f"a{suffix}", KINDS[suffix])
     data, classes = open_images(tmp_path, "folders", strict=True, progress=False)
@@ -227,9 +274,12 @@ def test_what_is_no_picture_is_not_opened_as_one():
 
 def test_names_without_suffix_are_recognised_by_content(tmp_path):
     "Cameras' and scrapers' names: none, a number, a date with a blank behind the dot."
-    for name in ("IMG_1", "scan.003", "2024.05 cat"): Image.new("RGB", (20, 16)).save(tmp_path/name, "PNG")
-    for name in ("README", "LICENSE.2"): (tmp_path/name).write_text("P5 words that are no picture")
-    if hasattr(os, "mkfifo"): os.mkfifo(tmp_path/"pipe.d")  # opening it would wait for ever
+    for name in ("IMG_1", "scan.003", "2024.05 cat"):
+        Image.new("RGB", (20, 16)).save(tmp_path/name, "PNG")
+    for name in ("README", "LICENSE.2"):
+        (tmp_path/name).write_text("P5 words that are no picture")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path/"pipe.d")  # opening it would wait for ever
     listing = list_folder(tmp_path)
     assert list(listing.files) == ["2024.05 cat", "IMG_1", "scan.003"] and not listing.lost
     assert told(listing.other) == ["other files, left out: 3 (.2 1x, .d 1x, no suffix 1x)"]
@@ -237,7 +287,8 @@ def test_names_without_suffix_are_recognised_by_content(tmp_path):
 
 def test_linked_folders_are_read_once(tmp_path):
     "A class that was a link vanished. Folders come before links; what a second link leads to is named; loops end."
-    for name in ("p/cat/1.jpg", "p/zebra/2.jpg", "else/dog/3.jpg", "else/dog/young/4.jpg"): picture(tmp_path/name)
+    for name in ("p/cat/1.jpg", "p/zebra/2.jpg", "else/dog/3.jpg", "else/dog/young/4.jpg"):
+        picture(tmp_path/name)
     for link, to in (("p/dog", "else/dog"), ("p/hound", "else/dog"), ("p/aardvark", "p/zebra"), ("else/dog/top", "p")):
         (tmp_path/link).symlink_to(tmp_path/to)
     found = find_images(tmp_path/"p", "folders")
@@ -250,7 +301,8 @@ def test_linked_folders_are_read_once(tmp_path):
 
 def test_what_cannot_be_read_is_named(pets, monkeypatch, capsys):
     "Pictures of unknown formats, dead links and closed folders vanished even with --strict."
-    for name in ("x.HEIC", "raw.NEF", "draw.svg", "notes.txt", "more.txt", "b.db"): (pets/name).touch()
+    for name in ("x.HEIC", "raw.NEF", "draw.svg", "notes.txt", "more.txt", "b.db"):
+        (pets/name).touch()
     (pets/"gone.png").symlink_to(pets/"nowhere.png")
     picture(pets/".secret"/"s.jpg")
     picture(pets/".h.jpg")
@@ -271,7 +323,8 @@ def test_what_cannot_be_read_is_named(pets, monkeypatch, capsys):
     tags = csv(pets, "".join(f"{n},cat\n" for n in ("a.jpg", "b.png", "garden/a.jpg", "garden/deep/c.JPEG")))
     found = find_images(pets, tags)
     assert findings(found) == said and len(found.images) == 4
-    with pytest.raises(ValueError, match="draw.svg.*shut.*gone.png"): open_images(pets, tags, strict=True)
+    with pytest.raises(ValueError, match="draw.svg.*shut.*gone.png"):
+        open_images(pets, tags, strict=True)
     assert main(["predict", str(pets), "--out", str(pets/"masks"), "--no-crf", "--device", "cpu"]) == 1
     err = capsys.readouterr().err
     assert all(f"{pets}: {line}" in err for line in said)
@@ -298,7 +351,8 @@ def test_pictures_that_may_not_be_looked_at(pets, monkeypatch):
 
 def test_names_with_a_backslash(tmp_path):
     "Legal where / separates folders; it was read as a folder, so its tag went to nobody."
-    if os.sep != "/": pytest.skip("here it separates folders")
+    if os.sep != "/":
+        pytest.skip("here it separates folders")
     picture(tmp_path/"cat"/"a\\b.jpg")
     picture(tmp_path/"dog"/"1.jpg")
     assert find_images(tmp_path, "folders").tags == {"cat/a\\b": [0], "dog/1": [1]}
@@ -308,7 +362,8 @@ def test_companions_are_no_findings(pets):
     (pets/"tags.csv").write_text("file,tags\na.jpg,cat\nb.png,cat\ngarden/a,cat\ngarden/deep/c,cat")
     (pets/"classes.yaml").write_text("classes: [cat]")
     assert not findings(find_images(pets, pets/"tags.csv", pets/"classes.yaml"))
-    lost, other = [], []
+    lost = []
+    other = []
     picture(pets/"masks"/"garden"/"a.png")
     (pets/"masks"/"coco.json").touch()
     (pets/"out").symlink_to(pets/"masks")
@@ -333,15 +388,20 @@ def test_accents_stored_in_two_ways(tmp_path, listed, stored):
 
 def test_accents_that_mean_two_pictures(tmp_path):
     both = [unicodedata.normalize(form, "\u00e9\u00e9.jpg") for form in ("NFC", "NFD")]
-    for name in both: picture(tmp_path/name)
-    if len(list(tmp_path.iterdir())) < 2: pytest.skip("this file system takes both names for one")
+    for name in both:
+        picture(tmp_path/name)
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system takes both names for one")
     # exact names are no question
     assert [list(find_images(tmp_path, {n: ["cup"]}).images.values()) for n in both] == [[tmp_path/n] for n in both]
-    with pytest.raises(ValueError, match="stored in two ways"): find_images(tmp_path, {"e\u0301\u00e9.jpg": ["cup"]})
+    with pytest.raises(ValueError, match="stored in two ways"):
+        find_images(tmp_path, {"e\u0301\u00e9.jpg": ["cup"]})
 
 def test_capitals_are_another_picture(tmp_path):
-    for name in ("A.jpg", "a.jpg"): picture(tmp_path/name)
-    if len(list(tmp_path.iterdir())) < 2: pytest.skip("this file system takes both names for one")
+    for name in ("A.jpg", "a.jpg"):
+        picture(tmp_path/name)
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system takes both names for one")
     assert set(find_images(tmp_path, {"A.jpg": ["x"], "a.jpg": ["x"]}).images) == {"A",
         "a"} == set(map(stem, find_pictures([tmp_path]).values()))
 
@@ -351,7 +411,8 @@ def test_capitals_are_another_picture(tmp_path):
     ("x.png/y.jpg", ["png"], False, "a folder and a file")])
 def test_results_never_share_a_file(tmp_path, name, formats, confidence, says, capsys):
     "The confidence of x.jpg overwrote the mask of confidence/x.jpg."
-    for n in ("x.jpg", name): picture(tmp_path/"p"/n)
+    for n in ("x.jpg", name):
+        picture(tmp_path/"p"/n)
     args = ["predict", str(tmp_path/"p"), "--out", str(tmp_path/"m"), "--format", *formats, "--no-crf", "--device",
         "cpu", *["--confidence"]*confidence]
     assert main(args) == 2 and says in capsys.readouterr().err and not (tmp_path/"m").exists()
@@ -369,7 +430,8 @@ def test_the_writer_refuses_a_name_that_is_taken(tmp_path):
     for a, b, confidence in (("x.jpg", "x.png", False), ("confidence/x.jpg", "x.jpg", True)):
         with pytest.raises(ValueError, match="expected different names"), writer(tmp_path, ("background", "a"),
             ["png"], confidence) as write:
-            for name in (a, b): write(name, Still())
+            for name in (a, b):
+                write(name, Still())
 
 class Still:
     "A mask that leaves no file."
@@ -378,7 +440,8 @@ class Still:
 
 def test_a_long_name_costs_one_picture(tmp_path, capsys):
     "A picture of a legal name, 254 bytes, whose polygons would have 258, ended a run of thousands."
-    for n in ("x"*250 + ".jpg", "short.jpg"): picture(tmp_path/"p"/n)
+    for n in ("x"*250 + ".jpg", "short.jpg"):
+        picture(tmp_path/"p"/n)
     args = ["--no-crf", "--device", "cpu"]
     assert main(["predict", str(tmp_path/"p"), "--out", str(tmp_path/"m"), "--format", "png", "polygons", *args]) == 1
     err = capsys.readouterr().err
@@ -406,7 +469,8 @@ def test_a_long_name_costs_one_label_map(tmp_path, capsys):
 
 def test_onehot_csv(pets, caplog):
     "Two columns were read as classes '0' and '1', more were refused with 'expected 2 columns'."
-    with caplog.at_level(logging.WARNING): found = find_images(pets, csv(pets, "filename,defect\na.jpg,1\nb.png,0\n"))
+    with caplog.at_level(logging.WARNING):
+        found = find_images(pets, csv(pets, "filename,defect\na.jpg,1\nb.png,0\n"))
     assert found.classes.classes == ("defect",)
     assert found.tags == {"a": [0]}
     assert "b.png" in found.untagged
@@ -429,7 +493,8 @@ def test_onehot_csv(pets, caplog):
     ("file,label\na.jpg,3\nb.png,17", "need a class list"),
     ("file,defect\na.jpg,1\nb.png,\n", "nothing but numbers"), ("file,a,b\na.jpg,cat,x\n", "one-hot")])
 def test_tables_that_are_no_tags(pets, text, says):
-    with pytest.raises(ValueError, match=says): find_images(pets, csv(pets, text))
+    with pytest.raises(ValueError, match=says):
+        find_images(pets, csv(pets, text))
 
 @pytest.mark.parametrize("text", ['"a, b.jpg";cat\n', '"a, b.jpg"\tcat;\n', 'file;tags\n"a, b.jpg";cat\n',
     'sep=;\nfile;tags\na, b.jpg;cat', '"a, b.jpg", "cat"'])
@@ -466,7 +531,8 @@ def test_holes_in_a_table(pets, tag):
 
 @pytest.mark.parametrize("tag", ["_background_", "__background__", "__ignore__", "_ignore_", "BACKGROUND"])
 def test_words_of_labelling_tools_for_no_class(pets, tag):
-    with pytest.raises(ValueError, match="not 'background'"): find_images(pets, {"a.jpg": ["cat"], "b.png": [tag]})
+    with pytest.raises(ValueError, match="not 'background'"):
+        find_images(pets, {"a.jpg": ["cat"], "b.png": [tag]})
     with pytest.raises(ValueError, match="what has no class|differ in more than case"):
         ClassSet("x", ("cat", tag), ("cat", "sky"))
 
@@ -491,8 +557,10 @@ def test_utf16_without_its_mark(pets):
     (("images/1", "masks/1"), "parts of a data set"), (("JPEGImages/1", "SegmentationClass/1"), "parts of a data set")])
 def test_parts_are_no_classes(tmp_path, names, says):
     "data/{train,val}/{cat,dog} trained the classes 'train' and 'val'."
-    for n in names: picture(tmp_path/"data"/f"{n}.jpg")
-    with pytest.raises(ValueError, match=says): find_images(tmp_path/"data", "folders")
+    for n in names:
+        picture(tmp_path/"data"/f"{n}.jpg")
+    with pytest.raises(ValueError, match=says):
+        find_images(tmp_path/"data", "folders")
 
 @pytest.mark.parametrize("names, classes, want", [
     (("train/1", "bus/2"), None, ("bus", "train")), (("cat/train/1", "cat/val/2", "dog/train/3", "dog/val/4"), None,
@@ -500,8 +568,10 @@ def test_parts_are_no_classes(tmp_path, names, says):
     (("cat/img/1", "dog/img/2"), None, ("cat", "dog")), (("valid/1", "torn/2"), None, ("torn", "valid")),
     (("test/1", "val/2"), "classes: [test, val]", ("test", "val"))])
 def test_folders_that_are_classes(tmp_path, names, classes, want):
-    for n in names: picture(tmp_path/"data"/f"{n}.jpg")
-    if classes: (tmp_path/"c.yaml").write_text(classes)
+    for n in names:
+        picture(tmp_path/"data"/f"{n}.jpg")
+    if classes:
+        (tmp_path/"c.yaml").write_text(classes)
     assert find_images(tmp_path/"data", "folders", tmp_path/"c.yaml" if classes else None).classes.classes == want
 
 def test_system_folders_are_no_classes(pets):
@@ -536,7 +606,8 @@ def test_class_file_orders_names_and_colours(pets):
     "classes: [{name: cat, prompt: []}]", "classes: [{name: cat, colour: #ff0000}]", "classes: [cat]\nbackground: grass", "classes: [cat]\nbackground: []", "classes: [cat]\ntemplate: photo",
     "classes: [cat, cat]", "classes: [background]", "a: &a [*a]", "!!python/object/apply:os.system [x]", "classes: [cat\n", "a: &a [x,x]\nb: &b [*a,*a]\nclasses: *b", "[" * 1000])
 def test_broken_class_files(pets, text):
-    with pytest.raises(ValueError): find_images(pets, {"a.jpg": ["cat"]}, yaml(pets, text))
+    with pytest.raises(ValueError):
+        find_images(pets, {"a.jpg": ["cat"]}, yaml(pets, text))
 
 @pytest.mark.parametrize("text, says", [
     ("classes: [cat, dog]\nclasses: [fox]\n", "line 2: 'classes' comes twice"),
@@ -548,7 +619,8 @@ def test_broken_class_files(pets, text):
     ("classes: [cat, Background]", "what has no class")])
 def test_class_files_that_lose_or_double_a_class(pets, text, says):
     "YAML's readers keep the last of two equal keys; classes that differ in case alone were two."
-    with pytest.raises(ValueError, match=f"classes.yaml: .*{says}"): get_classes(yaml(pets, text))
+    with pytest.raises(ValueError, match=f"classes.yaml: .*{says}"):
+        get_classes(yaml(pets, text))
 
 def test_merged_keys_are_not_twice(pets):
     text = "classes:\n- &x {name: cat, prompt: kitten}\n- {<<: *x, name: dog}\n"
@@ -556,7 +628,8 @@ def test_merged_keys_are_not_twice(pets):
 
 def test_names_in_python_are_checked_alike():
     for a, b in (("cat", "Cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")):
-        with pytest.raises(ValueError, match="differ in more than case"): ClassSet("x", (a, b), ("one", "two"))
+        with pytest.raises(ValueError, match="differ in more than case"):
+            ClassSet("x", (a, b), ("one", "two"))
 
 # ---- prompts
 
@@ -580,14 +653,17 @@ def test_every_cut_prompt_is_named(tmp_path, caplog):
     assert "cup" in caplog.messages[0]
     save_model(tmp_path/"m.safetensors", model, "tiny")
     caplog.clear()
-    with caplog.at_level(logging.WARNING): load_model(tmp_path/"m.safetensors")
+    with caplog.at_level(logging.WARNING):
+        load_model(tmp_path/"m.safetensors")
     assert len(caplog.messages) == 1 and "cut off" in caplog.messages[0]
     caplog.clear()
     # 18 and the two ends
     at_limit = next(t for t in ("cup "*k for k in range(30)) if len(tokenizer.encode(t + "cup")) == 18)
-    with caplog.at_level(logging.WARNING): tokens_of(tokenizer, [at_limit + "cup"])
+    with caplog.at_level(logging.WARNING):
+        tokens_of(tokenizer, [at_limit + "cup"])
     assert not caplog.messages
-    with caplog.at_level(logging.WARNING): tokens_of(tokenizer, [at_limit + "cup cup"])
+    with caplog.at_level(logging.WARNING):
+        tokens_of(tokenizer, [at_limit + "cup cup"])
     assert "it has 21" in caplog.text
 
 def test_a_background_that_is_a_class(caplog):
@@ -612,10 +688,14 @@ def mine(tmp_path_factory):
     "Sixteen drawn scenes in sub-folders, their tags as CSV, and a list of classes with colours."
     top = tmp_path_factory.mktemp("mine")
     root = write_scenes(top/"scenes", train=16, val=0, workers=1)
-    tags = json.loads((root/"ImageSets"/"Segmentation"/"tags.json").read_text()); rows = ["file,tags"]
+    tags = json.loads((root/"ImageSets"/"Segmentation"/"tags.json").read_text())
+    rows = ["file,tags"]
     for k, (i, t) in enumerate(sorted(tags.items())):
-        to = top/"pics"/"ab"[k % 2]; to.mkdir(parents=True, exist_ok=True)
-        src = next((root/"JPEGImages").glob(f"{i}.*")); (to/src.name).write_bytes(src.read_bytes()); rows.append(f"{'ab'[k % 2]}/{src.name},{';'.join(t)}")
+        to = top/"pics"/"ab"[k % 2]
+        to.mkdir(parents=True, exist_ok=True)
+        src = next((root/"JPEGImages").glob(f"{i}.*"))
+        (to/src.name).write_bytes(src.read_bytes())
+        rows.append(f"{'ab'[k % 2]}/{src.name},{';'.join(t)}")
     (top/"tags.csv").write_text("\n".join(rows))
     (top/"classes.yaml").write_text('template: "a picture of a {}."\nbackground: [grass, sky, water, sand, road]\nclasses:\n' +
         "".join(f"- {{name: {n}, colour: [{10*k + 10}, 0, 255]}}\n" for k, n in enumerate(SCENES.classes)))
@@ -636,12 +716,16 @@ def test_train_then_predict_needs_nothing_else(mine, run, tmp_path, capsys):
     assert tuple(about["classes"]["classes"]) == SCENES.classes and about["config"]["classes"] == "classes" and about["config"]["views"] == 0
     assert str(mine) not in json.dumps(about)
     args = ["predict", str(mine/"pics"/"a"), "--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--no-crf", "--device", "cpu"]
-    for f in ("tags.csv", "classes.yaml"): (mine/f).rename(mine/f"{f}.away")
-    try: assert main(args) == 0
+    for f in ("tags.csv", "classes.yaml"):
+        (mine/f).rename(mine/f"{f}.away")
+    try:
+        assert main(args) == 0
     finally:
-        for f in ("tags.csv", "classes.yaml"): (mine/f"{f}.away").rename(mine/f)
+        for f in ("tags.csv", "classes.yaml"):
+            (mine/f"{f}.away").rename(mine/f)
     assert f"1 {SCENES.classes[0]}, 2 {SCENES.classes[1]}" in capsys.readouterr().out
-    masks = sorted(tmp_path.glob("*.png")); assert len(masks) == 8
+    masks = sorted(tmp_path.glob("*.png"))
+    assert len(masks) == 8
     assert np.array(Image.open(masks[0]).getpalette()).reshape(-1, 3)[:len(SCENES.names)].tolist() == [[0, 0, 0], *([10*k + 10, 0, 255] for k in range(len(SCENES.classes)))]
 
 def test_train_says_how_long(mine, tmp_path, capsys):
@@ -665,7 +749,8 @@ def test_profiles(args, want):
 def test_pseudo_labels(mine, run, tmp_path):
     assert main(["pseudo", *own(mine, "--classes", str(mine/"classes.yaml"), "--out", str(tmp_path/"before"))]) == 0
     assert main(["pseudo", *own(mine, "--checkpoint", str(run/"model.safetensors"), "--stages", "--out", str(tmp_path/"after"))]) == 0
-    before = sorted((tmp_path/"before").rglob("*.png")); assert len(before) == 16 and {p.parent.name for p in before} == {"a", "b"}
+    before = sorted((tmp_path/"before").rglob("*.png"))
+    assert len(before) == 16 and {p.parent.name for p in before} == {"a", "b"}
     assert len(list((tmp_path/"after"/"pseudo").rglob("*.png"))) == 16
     found = find_images(mine/"pics", mine/"tags.csv", mine/"classes.yaml")
     for i, tags in found.tags.items():
@@ -682,11 +767,13 @@ def test_resume_with_other_tags(mine, tmp_path, capsys):
 
 def test_inspect(mine, tmp_path, capsys):
     assert main(["inspect", *own(mine, "--out", str(tmp_path/"own"), "--sheet", "2")]) == 0
-    out, r = capsys.readouterr().out, json.loads((tmp_path/"own"/"inspect.json").read_text())
+    out = capsys.readouterr().out
+    r = json.loads((tmp_path/"own"/"inspect.json").read_text())
     assert f"16 pictures, {n_found(mine)} classes" in out and "few pictures, fewer than 10" in out
     assert sum(c["pictures"] for c in r["classes"]) == sum(map(len, find_images(mine/"pics", mine/"tags.csv").tags.values())) and r["untagged"] == r["missing"] == []
     assert len(list((tmp_path/"own"/"cams").iterdir())) == sum(c["pictures"] > 0 for c in r["classes"])
-    sheet = Image.open(next((tmp_path/"own"/"cams").iterdir())); assert sheet.width == 3*164 + 4
+    sheet = Image.open(next((tmp_path/"own"/"cams").iterdir()))
+    assert sheet.width == 3*164 + 4
     assert main(["inspect", str(mine/"scenes"), "--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu", "--out", str(tmp_path/"voc"), "--sheet", "0"]) == 0
     voc = json.loads((tmp_path/"voc"/"inspect.json").read_text())
     assert [c["ap"] for c in voc["classes"]] == [c["ap"] for c in r["classes"]] and not (tmp_path/"voc"/"cams").exists()
@@ -710,12 +797,15 @@ def tiny(): return build("tiny")
 
 def test_inspection_reports_what_training_refuses(mine, tiny, tmp_path):
     data, _ = open_images(mine/"pics", mine/"tags.csv", SCENES, progress=False)
-    data.images["broken"] = mine/"tags.csv"; data.ids.append("broken"); data.tags["broken"] = [0]
+    data.images["broken"] = mine/"tags.csv"
+    data.ids.append("broken")
+    data.tags["broken"] = [0]
     report, seen = inspect_set(tiny, data, ["said"], progress=False)
     assert list(report["unreadable"]) == ["broken"] and report["pictures"] == 16 and "broken" not in seen.ids
     assert report["worries"][0].startswith("broken: ") and report["worries"][1] == "said"
     assert json.dumps(report, allow_nan=False)
-    with pytest.raises(ValueError, match="none of 1 can be read"): survey(tiny, {"broken": mine/"tags.csv"}, progress=False)
+    with pytest.raises(ValueError, match="none of 1 can be read"):
+        survey(tiny, {"broken": mine/"tags.csv"}, progress=False)
 
 def test_batches_do_not_change_a_survey(mine, tiny):
     images = find_images(mine/"pics", mine/"tags.csv").images
@@ -740,11 +830,13 @@ def test_one_picture_one_class(tmp_path, tiny):
 @pytest.mark.skipif(not (DATA/"coco").is_dir(), reason=f"no COCO photographs at {DATA} (set WECLIP_DATA)")
 def test_coco_photographs_and_a_csv(tmp_path):
     ann = json.loads((DATA/"coco"/"annotations"/"instances_train2017.json").read_text())
-    name, file = {c["id"]: c["name"] for c in ann["categories"]}, {i["id"]: i["file_name"] for i in ann["images"]}
+    name = {c["id"]: c["name"] for c in ann["categories"]}
+    file = {i["id"]: i["file_name"] for i in ann["images"]}
     tags = {f: sorted({name[a["category_id"]] for a in ann["annotations"] if a["image_id"] == i}) for i, f in file.items()}
     (tmp_path/"tags.csv").write_text("file,tags\n" + "".join(f"{f},{';'.join(t)}\n" for f, t in tags.items()))
     folder = DATA/"coco"/"train2017"
-    here = {f for f in tags if (folder/f).is_file()}; assert len(here) == 10
+    here = {f for f in tags if (folder/f).is_file()}
+    assert len(here) == 10
     data, classes = open_images(folder, tmp_path/"tags.csv", progress=False, crop=320)
     assert {p.name for p in data.images.values()} == {f for f in here if tags[f]}
     assert all([classes.classes[k] for k in data.tags[i]] == tags[p.name] for i, p in data.images.items())
@@ -759,23 +851,30 @@ def test_coco_photographs_and_a_csv(tmp_path):
                                      ("training_set/cat/a", "training_set/dog/a", "test_set/b"), ("JPEGImages/a", "SegmentationClass/b", "SegmentationObject/c")])
 def test_parts_of_published_sets_are_no_classes(tmp_path, folders):
     "Only the bare words train, val and test were known, so the classes 'train2017' and 'val2017' were trained."
-    for name in folders: picture(tmp_path/f"{name}.jpg")
-    with pytest.raises(ValueError, match="parts of a data set"): find_images(tmp_path, "folders")
+    for name in folders:
+        picture(tmp_path/f"{name}.jpg")
+    with pytest.raises(ValueError, match="parts of a data set"):
+        find_images(tmp_path, "folders")
 
 def test_a_folder_between_is_no_class(tmp_path):
     "archive/{train,val}/{cat,dog} trained one class called archive."
-    for name in ("archive/train/cat/a", "archive/val/cat/b"): picture(tmp_path/f"{name}.jpg")
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path/"archive"/"train"))): find_images(tmp_path, "folders")
+    for name in ("archive/train/cat/a", "archive/val/cat/b"):
+        picture(tmp_path/f"{name}.jpg")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path/"archive"/"train"))):
+        find_images(tmp_path, "folders")
 
 @pytest.mark.parametrize("names", [("bird", "car", "train"), ("train", "bus"), ("valid", "invalid"), ("test tube", "flask")])
 def test_classes_that_sound_like_parts(tmp_path, names):
-    for name in names: picture(tmp_path/name/"1.jpg")
+    for name in names:
+        picture(tmp_path/name/"1.jpg")
     assert find_images(tmp_path, "folders").classes.classes == tuple(sorted(names))
 
 def test_classes_by_year_are_told_both_ways_out(tmp_path):
     for c in ("cat", "dog"):
-        for year in ("2023", "2024"): picture(tmp_path/c/year/"1.jpg")
-    with pytest.raises(ValueError, match="hold the same sub-folders .*list them .--classes.*name one folder"): find_images(tmp_path, "folders")
+        for year in ("2023", "2024"):
+            picture(tmp_path/c/year/"1.jpg")
+    with pytest.raises(ValueError, match="hold the same sub-folders .*list them .--classes.*name one folder"):
+        find_images(tmp_path, "folders")
     classes = ClassSet("pets", ("cat", "dog"), ("cat", "dog"), ("sky",))
     assert find_images(tmp_path, "folders", classes).classes.classes == ("cat", "dog")
 
@@ -786,7 +885,8 @@ def test_classes_by_year_are_told_both_ways_out(tmp_path):
 def test_a_column_of_words_is_not_passed_over(tmp_path, table):
     "Where the tag column had a word of its own, the 0/1 column beside it became the only class."
     (tmp_path/"t.csv").write_text(table)
-    with pytest.raises(ValueError, match="columns"): rows_csv(tmp_path/"t.csv")
+    with pytest.raises(ValueError, match="columns"):
+        rows_csv(tmp_path/"t.csv")
 
 def test_onehot_columns_may_be_called_0_and_1(tmp_path):
     (tmp_path/"t.csv").write_text("image,0,1,2\na.jpg,1,0,0\nb.jpg,0,1,1\n")
@@ -798,14 +898,18 @@ def test_onehot_beside_facts_of_the_picture(tmp_path, table):
     assert rows_csv(tmp_path/"t.csv") == [("a.jpg", ["cat"]), ("b.jpg", ["dog"])]
 
 def test_a_list_as_a_program_writes_it_is_no_tag(tmp_path):
-    picture(tmp_path/"a.jpg"); (tmp_path/"t.csv").write_text("file,tags\na.jpg,['cat']\n")
-    with pytest.raises(ValueError, match="cat;dog"): find_images(tmp_path, tmp_path/"t.csv")
+    picture(tmp_path/"a.jpg")
+    (tmp_path/"t.csv").write_text("file,tags\na.jpg,['cat']\n")
+    with pytest.raises(ValueError, match="cat;dog"):
+        find_images(tmp_path, tmp_path/"t.csv")
 
 def test_a_ragged_table_names_its_line(tmp_path):
     (tmp_path/"t.csv").write_text("image,cat,dog\na.jpg,1,0\nb.jpg,1\n")
-    with pytest.raises(ValueError, match="line 3 has 2 cells instead of 3"): rows_csv(tmp_path/"t.csv")
+    with pytest.raises(ValueError, match="line 3 has 2 cells instead of 3"):
+        rows_csv(tmp_path/"t.csv")
 
 def test_two_classes_of_one_prompt_are_told(caplog):
     "They have one and the same text feature, as asked for; only `inspect` said so."
-    with caplog.at_level(logging.WARNING): build("tiny", classes=ClassSet("x", ("cat", "dog"), ("pet", "pet"), ("sky",), "a {}."))
+    with caplog.at_level(logging.WARNING):
+        build("tiny", classes=ClassSet("x", ("cat", "dog"), ("pet", "pet"), ("sky",), "a {}."))
     assert "'pet' stands for more than one class" in caplog.text

@@ -23,14 +23,17 @@ def unpacked(tmp_path_factory):
     shutil.copytree(ROOT/"weclip", d/"repo"/"weclip", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT/"tests", d/"repo"/"tests", ignore=shutil.ignore_patterns("__pycache__"))
     for p in ROOT.iterdir():
-        if p.is_file(): shutil.copy(p, d/"repo")
+        if p.is_file():
+            shutil.copy(p, d/"repo")
     name = run("-c", BUILD, "build_sdist", d/"dist", cwd=d/"repo").splitlines()[-1]
-    with tarfile.open(d/"dist"/name) as tar: tar.extractall(d)
+    with tarfile.open(d/"dist"/name) as tar:
+        tar.extractall(d)
     return d/name.removesuffix(".tar.gz")
 
 def test_the_sdist_holds_what_it_is_built_from(unpacked):
     "`setup.py` reads settings.ini, which was not in the archive: a KeyError, and nothing could be installed."
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "MANIFEST.in"): assert (unpacked/name).is_file(), name
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "MANIFEST.in"):
+        assert (unpacked/name).is_file(), name
     modules, packed = ({p.relative_to(d).as_posix() for p in (d/"weclip").rglob("*.py")} for d in (ROOT, unpacked))
     assert packed == modules
     assert {p.name for p in (unpacked/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
@@ -45,7 +48,8 @@ def test_setup_without_its_settings_names_them(unpacked, tmp_path):
 
 def test_the_sdist_installs_and_predicts(unpacked, tmp_path):
     for name in ("pip", "wheel"):
-        if not importlib.util.find_spec(name): pytest.skip(f"needs {name}, and no network is asked for it")
+        if not importlib.util.find_spec(name):
+            pytest.skip(f"needs {name}, and no network is asked for it")
     run("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path/"site", unpacked, cwd=tmp_path)
     assert {p.name for p in (tmp_path/"site"/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
     code = "import weclip, numpy as np; print(weclip.__file__); print(weclip.predict(np.zeros((40, 50, 3), np.uint8), crf=False).shape)"

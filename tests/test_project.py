@@ -57,9 +57,11 @@ def test_modules_are_exported(tmp_path):
     pytest.importorskip("nbdev", reason="needs the dev extras")
     for d in ("nbs", "weclip"):
         shutil.copytree(ROOT/d, tmp_path/d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for f in ("settings.ini", "README.md"): shutil.copy(ROOT/f, tmp_path)
+    for f in ("settings.ini", "README.md"):
+        shutil.copy(ROOT/f, tmp_path)
     for p in (tmp_path/"weclip").rglob("*.py"):
-        if p.name != "__init__.py": p.unlink()
+        if p.name != "__init__.py":
+            p.unlink()
     code = "import sys; sys.path.insert(0, '.'); from nbdev.doclinks import nbdev_export; nbdev_export()"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     ours, fresh = ({p.relative_to(d).as_posix(): p.read_text(encoding="utf-8") for p in (d/"weclip").rglob("*.py")} for d in (ROOT, tmp_path))
@@ -89,7 +91,8 @@ def imports(module):
 
 def is_below(low, high):
     "May module `high` import module `low`?"
-    a, b = low.split(".")[0], high.split(".")[0]
+    a = low.split(".")[0]
+    b = high.split(".")[0]
     if a == b: return NUMBER[low] < NUMBER[high]
     if b == "method": return False  # it is the paper, and imports nothing else of ours
     return FLOOR[a] < FLOOR[b]
@@ -107,10 +110,12 @@ def test_numbers_are_inside_a_folder():
     "Two digits and no letter; the folder of a page is that of its module."
     for nb in NBS:
         folder = nb.parent.relative_to(ROOT/"nbs").as_posix()
-        if folder == ".": assert re.fullmatch(r"[a-z]+", nb.stem), name(nb)
+        if folder == ".":
+            assert re.fullmatch(r"[a-z]+", nb.stem), name(nb)
         else:
             assert re.fullmatch(r"\d_[a-z]+", folder) and re.fullmatch(r"\d\d_[a-z_]+", nb.stem), name(nb)
-            if default_exp(nb): assert default_exp(nb) == f"{folder[2:]}.{nb.stem[3:]}", name(nb)
+            if default_exp(nb):
+                assert default_exp(nb) == f"{folder[2:]}.{nb.stem[3:]}", name(nb)
     for folder in {nb.parent for nb in NBS} - {ROOT/"nbs"}:
         numbers = [int(nb.stem[:2]) for nb in sorted(folder.glob("*.ipynb"))]
         assert numbers == list(range(len(numbers))), f"{folder.name}: {numbers}"
@@ -127,10 +132,13 @@ def test_modules_run_no_foreign_code():
     for module in MODULES:
         for n in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if not isinstance(n, ast.Call): continue
-            call, where = ast.unparse(n.func), f"{name(module)}, line {n.lineno}"
+            call = ast.unparse(n.func)
+            where = f"{name(module)}, line {n.lineno}"
             assert call not in {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"}, f"{where}: {call}"
-            if call == "torch.load": assert "weights_only=True" in ast.unparse(n), f"{where}: torch.load without weights_only=True"
-            if call.endswith("np.load"): assert "allow_pickle=True" not in ast.unparse(n), f"{where}: np.load of pickles"
+            if call == "torch.load":
+                assert "weights_only=True" in ast.unparse(n), f"{where}: torch.load without weights_only=True"
+            if call.endswith("np.load"):
+                assert "allow_pickle=True" not in ast.unparse(n), f"{where}: np.load of pickles"
 
 # ---- pages
 
@@ -187,7 +195,8 @@ def test_public_names_are_documented():
     for module in MODULES:
         said = text(page_of(module))
         for k, v in public(module).items():
-            if inspect.isclass(v) or inspect.isfunction(v): assert inspect.getdoc(v) and v.__doc__, f"{dotted(module)}.{k} has no docstring"
+            if inspect.isclass(v) or inspect.isfunction(v):
+                assert inspect.getdoc(v) and v.__doc__, f"{dotted(module)}.{k} has no docstring"
             assert k.startswith("_") or re.search(rf"\b{k}\b", said), f"{dotted(module)}.{k}"
 
 def functions():
@@ -211,11 +220,13 @@ def undocumented():
     "Parameters of public functions without a comment in the signature."
     for m in MODULES:
         src = m.read_text(encoding="utf-8")
-        lines, names = src.splitlines(), set(public(m))
+        lines = src.splitlines()
+        names = set(public(m))
         for f in ast.parse(src).body:
             if not isinstance(f, ast.FunctionDef) or f.name not in names: continue
             for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs:
-                if "#" not in lines[a.end_lineno - 1]: yield f"{dotted(m)}.{f.name}({a.arg})"
+                if "#" not in lines[a.end_lineno - 1]:
+                    yield f"{dotted(m)}.{f.name}({a.arg})"
 
 def test_parameters_are_documented(): assert not list(undocumented())
 
@@ -223,17 +234,21 @@ def test_parameters_are_documented(): assert not list(undocumented())
 
 def test_front_names_exist_and_load_nothing_early():
     import weclip
-    for k in weclip.__all__: assert callable(getattr(weclip, k)), k
+    for k in weclip.__all__:
+        assert callable(getattr(weclip, k)), k
     code = "import weclip, sys; weclip.__version__; dir(weclip); sys.exit(bool({'torch', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 # ---- pages in the site, links, settings
 
 def strings(x):
-    if isinstance(x, dict): x = x.values()
-    if isinstance(x, str): yield x
+    if isinstance(x, dict):
+        x = x.values()
+    if isinstance(x, str):
+        yield x
     elif hasattr(x, "__iter__"):
-        for y in x: yield from strings(y)
+        for y in x:
+            yield from strings(y)
 
 def test_quarto_lists_every_page():
     conf = yaml.safe_load((ROOT/"_quarto.yml").read_text(encoding="utf-8"))
@@ -268,7 +283,8 @@ def test_mathematics_needs_no_network():
 
 def test_pandoc_converts_every_formula():
     "By the program that Quarto itself calls."
-    if not shutil.which("pandoc"): pytest.skip("no pandoc on this machine")
+    if not shutil.which("pandoc"):
+        pytest.skip("no pandoc on this machine")
     pages = "\n\n".join(text(nb, "markdown") for nb in PAGES)
     r = subprocess.run(["pandoc", "-f", "markdown", "-t", "html", "--mathml"], input=pages, capture_output=True, text=True, check=True, encoding="utf-8")
     assert "Could not convert" not in r.stderr, r.stderr

@@ -24,7 +24,8 @@ def text(page):
 def numbered(page):
     "Displayed equations with a number: (number, formula)."
     for shown in re.findall(r"\$\$(.+?)\$\$", text(page), re.S):
-        for formula, number in re.findall(r"(.+?),?\s*\\qquad\s*\\text\{\((.+?)\)\}", shown, re.S): yield number, formula
+        for formula, number in re.findall(r"(.+?),?\s*\\qquad\s*\\text\{\((.+?)\)\}", shown, re.S):
+            yield number, formula
 
 def plain(formula):
     "Without blanks and the sizes of brackets."
@@ -36,7 +37,8 @@ def test_references_have_their_numbers():
     for page in PAGES:
         for name, numbers in CITED.items():
             for cited in re.findall(rf"{name}(?:, \w+'\d\d)? \[([\d, ]+)\]", text(page)):
-                if not {int(n) for n in cited.split(",")} <= numbers: wrong.append(f"{page.name}: {name} [{cited}]")
+                if not {int(n) for n in cited.split(",")} <= numbers:
+                    wrong.append(f"{page.name}: {name} [{cited}]")
     assert not wrong
 
 def test_gradcam_is_of_section_3_3():
@@ -64,7 +66,8 @@ def test_equation_is_as_printed():
     "Eq. (7) stood with its sum up to N_m, and the paper was blamed for it; Eq. (10) with and without its arrow."
     for page in PAGES:
         for number, formula in numbered(page):
-            if int(number) in PRINTED: assert plain(formula) == plain(PRINTED[int(number)]), page.name
+            if int(number) in PRINTED:
+                assert plain(formula) == plain(PRINTED[int(number)]), page.name
 
 def test_every_equation_is_shown():
     shown = {int(n) for page in PAGES for n, _ in numbered(page)}

@@ -12,10 +12,12 @@ def test_a_folder_is_drawn_once_and_drawn_alike(tmp_path):
     stamp = {p: p.stat().st_mtime_ns for p in a.rglob("*.png")}
     assert write_scenes(a, train=4, val=2, workers=1) == a and {p: p.stat().st_mtime_ns for p in a.rglob("*.png")} == stamp
     b = write_scenes(tmp_path/"b", train=4, val=2, workers=2)
-    for p in a.rglob("*.*"): assert p.read_bytes() == (b/p.relative_to(a)).read_bytes(), p
+    for p in a.rglob("*.*"):
+        assert p.read_bytes() == (b/p.relative_to(a)).read_bytes(), p
 
 def test_other_settings_are_drawn_anew(tmp_path):
-    write_scenes(tmp_path/"a", train=2, val=1, workers=1); write_scenes(tmp_path/"a", train=3, val=1, workers=1)
+    write_scenes(tmp_path/"a", train=2, val=1, workers=1)
+    write_scenes(tmp_path/"a", train=3, val=1, workers=1)
     assert len(open_data(tmp_path/"a", "train", SCENES.classes)) == 3
 
 def test_splits_share_no_picture():

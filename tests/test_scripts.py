@@ -83,12 +83,15 @@ def kill_worker(pool):
 def test_a_killed_crf_worker_costs_no_picture(monkeypatch, caplog):
     "BrokenProcessPool ended a prediction of thousands of pictures, because one process had been killed for want of memory."
     import weclip.engine.infer as infer
-    pools, real = [], infer.crf_pool
+    pools = []
+    real = infer.crf_pool
     monkeypatch.setattr(infer, "crf_pool", lambda n: (pools.append(real(n)), pools[0])[1])
     samples = [(k, draw_scene(k, (64, 80)).img) for k in range(6)]
-    model, got = cached_model(device="cpu"), []
+    model = cached_model(device="cpu")
+    got = []
     for k, seg in predict_many(samples, model, workers=1):
-        if k == 1: kill_worker(pools[0])
+        if k == 1:
+            kill_worker(pools[0])
         got.append(seg.ids)
     want = [seg.ids for _, seg in predict_many(samples, model)]
     assert len(got) == 6 and all(np.array_equal(a, b) for a, b in zip(got, want))
@@ -96,18 +99,22 @@ def test_a_killed_crf_worker_costs_no_picture(monkeypatch, caplog):
     assert "computed without processes" in caplog.text
 
 def test_a_killed_drawing_is_a_sentence_and_leaves_nothing(tmp_path):
-    with pytest.raises(BrokenProcessPool, match="was killed, perhaps because memory ran out"): list(parallel_map(die, range(4), workers=2))
-    with pytest.raises(TypeError): write_scenes(tmp_path/"a", train=2, val=0, seed=object())
+    with pytest.raises(BrokenProcessPool, match="was killed, perhaps because memory ran out"):
+        list(parallel_map(die, range(4), workers=2))
+    with pytest.raises(TypeError):
+        write_scenes(tmp_path/"a", train=2, val=0, seed=object())
     assert not list(tmp_path.iterdir())
 
 def die(k):
-    if k == 3: os.kill(os.getpid(), signal.SIGKILL)
+    if k == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_pool_knows_whether_it_ran():
     with Processes(1) as pool:
         assert pool.submit(abs, -1).result() == 1 and pool.came_up
         assert "killed" in str(pool.why_broken())
-    with pytest.raises(ValueError, match="at least one picture"): write_scenes("nowhere", train=0, val=0)
+    with pytest.raises(ValueError, match="at least one picture"):
+        write_scenes("nowhere", train=0, val=0)
 
 def test_workers_change_no_scene(root, tmp_path):
     again = write_scenes(tmp_path/"again", train=4, val=2, workers=2)

@@ -33,14 +33,16 @@ def data(tmp_path_factory):
 
 def test_runs_nothing_of_the_weak_branch(monkeypatch):
     def refuse(*a, **k): raise AssertionError("called")
-    for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss"): monkeypatch.setattr(weclip.method.model, name, refuse)
+    for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss"):
+        monkeypatch.setattr(weclip.method.model, name, refuse)
     monkeypatch.setattr("weclip.engine.weights.text_features", refuse)
     losses, out = supervised_loss(toy(), random_batch())
     assert out.cam is None and losses.aff == 0 and losses.total is losses.seg
 
 @pytest.mark.parametrize("n_feats", [3, 4])  # 4: the last block too, the paper's N
 def test_is_the_cross_entropy_of_the_prediction(n_feats):
-    model, batch = toy(n_feats=n_feats).eval(), random_batch()
+    model = toy(n_feats=n_feats).eval()
+    batch = random_batch()
     losses, out = supervised_loss(model, batch)
     assert out.logits.equal(model.logits(batch.img))
     up = upsample(out.logits, (32, 32))
@@ -48,43 +50,55 @@ def test_is_the_cross_entropy_of_the_prediction(n_feats):
     assert losses.seg.equal(seg_loss_ce(up, batch.lbl))
 
 def test_unlabelled_pixels_carry_no_gradient():
-    model, batch = toy().eval(), random_batch()
+    model = toy().eval()
+    batch = random_batch()
     batch.lbl[:, :16] = 255
-    other = batch._replace(lbl=batch.lbl.clone()); other.lbl[1] = 255
+    other = batch._replace(lbl=batch.lbl.clone())
+    other.lbl[1] = 255
     alone = batch._replace(img=batch.img[:1], lbl=batch.lbl[:1])
     torch.testing.assert_close(supervised_loss(model, other)[0].total, supervised_loss(model, alone)[0].total)  # image 1 does not count
     empty = batch._replace(lbl=torch.full_like(batch.lbl, 255))
-    loss = supervised_loss(model, empty)[0].total; loss.backward()
+    loss = supervised_loss(model, empty)[0].total
+    loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in model.decoder.parameters())
 
 def test_trains_and_resumes(data, tmp_path):
-    whole, parts = toy(), toy()
+    whole = toy()
+    parts = toy()
     loss = loss_for(whole.cfg)
     history = train(whole, data, tmp_path/"whole", loss=loss, progress=False, log_every=1)
     train(parts, data, tmp_path/"parts", loss=loss, progress=False, stop=2)
-    parts = toy(); train(parts, data, tmp_path/"parts", loss=loss, resume=True, progress=False)
-    for a, b in zip(whole.decoder.parameters(), parts.decoder.parameters()): assert a.equal(b)
+    parts = toy()
+    train(parts, data, tmp_path/"parts", loss=loss, resume=True, progress=False)
+    for a, b in zip(whole.decoder.parameters(), parts.decoder.parameters()):
+        assert a.equal(b)
     h = np.array(history)
     assert h.shape == (6, 5) and (h[:, 1] == h[:, 2]).all() and (h[:, 3] == 0).all()
 
 def test_a_run_keeps_its_supervision(data, tmp_path):
     train(toy(), data, tmp_path, loss=supervised_loss, progress=False, stop=1)
-    with pytest.raises(ValueError, match="supervised was True"): train(toy(supervised=False), data, tmp_path, loss=weak_loss, resume=True, progress=False)
+    with pytest.raises(ValueError, match="supervised was True"):
+        train(toy(supervised=False), data, tmp_path, loss=weak_loss, resume=True, progress=False)
 
 @pytest.mark.parametrize("values", [(0, 255), (0,), (255,)])
 def test_masks_without_an_object_teach_nothing(data, tmp_path, values):
     "Objects marked 255 alone: training ran on background, and the stages of the labels were scored on it, without a word."
     masks = {i: tmp_path/f"{i}.png" for i in data.ids}
-    for i, p in masks.items(): save_mask(p, np.resize(np.array(values, np.uint8), data.read(i)[1].shape))
+    for i, p in masks.items():
+        save_mask(p, np.resize(np.array(values, np.uint8), data.read(i)[1].shape))
     spoilt = SegData(data.images, dict.fromkeys(data.ids, [0]), data.names, masks, crop=32, norm="clip")
     says = f"no object class occurs in any of the {len(data)} masks.*255"
-    with pytest.raises(ValueError, match=says): train(toy(), spoilt, tmp_path/"run", loss=supervised_loss, progress=False)
-    with pytest.raises(ValueError, match=says): train(toy(supervised=False), spoilt, tmp_path/"run", loss=supervised_loss, progress=False)
-    with pytest.raises(ValueError, match=says): score_stages(toy(), spoilt, progress=False)
+    with pytest.raises(ValueError, match=says):
+        train(toy(), spoilt, tmp_path/"run", loss=supervised_loss, progress=False)
+    with pytest.raises(ValueError, match=says):
+        train(toy(supervised=False), spoilt, tmp_path/"run", loss=supervised_loss, progress=False)
+    with pytest.raises(ValueError, match=says):
+        score_stages(toy(), spoilt, progress=False)
     assert not (tmp_path/"run").exists()
 
 def test_needs_masks():
-    with pytest.raises(ValueError, match="with_masks=True"): supervised_loss(toy(), random_batch()._replace(lbl=None))
+    with pytest.raises(ValueError, match="with_masks=True"):
+        supervised_loss(toy(), random_batch()._replace(lbl=None))
 
 def test_the_settings_choose():
     assert loss_for(preset("voc", supervised=True)) is supervised_loss and loss_for(preset("voc")) is weak_loss

@@ -10,12 +10,16 @@ FEW = dict(n_pictures=8, bs=4, horizon=64, cool=8, full_share=.5, every=1, worke
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     import weclip.world.tinyclip as t
     whole = train_tiny(tmp_path/"whole", samples=16, **FEW).state_dict()
-    real, drawn = t.batch, []
+    real = t.batch
+    drawn = []
     def dying(data, step, *rest):
-        if step == 2 and not drawn: drawn.append(step); raise KeyboardInterrupt
+        if step == 2 and not drawn:
+            drawn.append(step)
+            raise KeyboardInterrupt
         return real(data, step, *rest)
     monkeypatch.setattr(t, "batch", dying)
-    with pytest.raises(KeyboardInterrupt): train_tiny(tmp_path/"parts", samples=16, **FEW)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tmp_path/"parts", samples=16, **FEW)
     parts = train_tiny(tmp_path/"parts", samples=16, **FEW)
     assert drawn == [2] and all(v.equal(whole[k]) for k, v in parts.state_dict().items()) and not parts.training
     assert [json.loads(line)["step"] for line in (tmp_path/"parts"/"log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
@@ -32,9 +36,11 @@ def test_pictures_are_drawn_once(tmp_path):
 def test_the_classifier_is_stored_as_it_was_trained(tmp_path):
     from weclip.world.classifier import class_logits, load_classifier, new_classifier, train_classifier
     model = train_classifier(tmp_path, 16, **FEW)
-    stored, img = load_classifier(tmp_path/"classifier.safetensors"), torch.rand(2, 3, 112, 112)
+    stored = load_classifier(tmp_path/"classifier.safetensors")
+    img = torch.rand(2, 3, 112, 112)
     assert (class_logits(stored, img) - class_logits(model, img)).abs().max() < 1e-2  # half precision
     assert not model.head.weight.equal(new_classifier(0).head.weight) and not stored.training
     losses = [json.loads(line)["loss"] for line in (tmp_path/"log.jsonl").read_text().splitlines()]
     assert len(losses) == 4 and all(.3 < x < 1.5 for x in losses)  # of a guess: log 2
-    with pytest.raises(FileNotFoundError, match="weclip classifier"): load_classifier(tmp_path/"nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match="weclip classifier"):
+        load_classifier(tmp_path/"nowhere.safetensors")

@@ -31,7 +31,8 @@ def mine(tmp_path_factory, root):
     from weclip.method.config import preset
     classes = get_classes(d/"classes.yaml")
     save_model(d/"model.safetensors", build("tiny", preset("scenes", d=16, layers=1, heads=2, classes=classes.name), classes))
-    for sub in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"): (d/"voc"/sub).mkdir(parents=True)
+    for sub in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (d/"voc"/sub).mkdir(parents=True)
     for k in range(2):
         Image.new("RGB", (32, 32), "red").save(d/"voc"/"JPEGImages"/f"{k}.jpg")
         Image.fromarray(np.full((32, 32), k, np.uint8)).save(d/"voc"/"SegmentationClassAug"/f"{k}.png")
@@ -77,9 +78,12 @@ def test_predict_and_inspect_survive_it_too(mine, tmp_path):
 
 def test_every_command_prints_on_a_terminal_with_few_letters(root, mine, tmp_path, monkeypatch):
     "Signs such as ≥ in the report of `bench`, and folders with names of all alphabets; in `data`, `tables`, `bench`, `demo`, `hub`, `scenes`, `pseudo` and `train`."
-    out, raw = tmp_path/"Łódź-猫", io.BytesIO()
-    monkeypatch.setattr("weclip.speed.bench.bench", lambda **kw: {}); monkeypatch.setattr("weclip.speed.bench.report", lambda r: "a ≥ b")
-    monkeypatch.setattr(commands, "survey", lambda *a: {}); monkeypatch.setattr(commands, "counts_table", lambda rows: str(out))
+    out = tmp_path/"Łódź-猫"
+    raw = io.BytesIO()
+    monkeypatch.setattr("weclip.speed.bench.bench", lambda **kw: {})
+    monkeypatch.setattr("weclip.speed.bench.report", lambda r: "a ≥ b")
+    monkeypatch.setattr(commands, "survey", lambda *a: {})
+    monkeypatch.setattr(commands, "counts_table", lambda rows: str(out))
     monkeypatch.setenv("WECLIP_CACHE", str(tmp_path/"é"))
     train = [str(root), "--train-split", "train", *TINY, *FAST]
     lines = (["bench"], ["data", "voc", str(root), "--check"], ["tables", "table4", "--dry-run", "--out", str(out), "--results", str(out)], ["scenes", "--train", "1", "--val", "0", "--out", str(out/"s")],
@@ -173,9 +177,11 @@ def test_errors_of_the_machine_are_one_line(root, tmp_path, capsys, monkeypatch,
 
 def test_a_mistake_of_the_package_keeps_its_traceback(root, monkeypatch):
     monkeypatch.setattr(commands, "open_data", raising(KeyError("x")))
-    with pytest.raises(KeyError): main(["evaluate", str(root), "--device", "cpu"])
+    with pytest.raises(KeyError):
+        main(["evaluate", str(root), "--device", "cpu"])
     monkeypatch.setattr(commands, "open_data", raising(RuntimeError("shapes do not match")))
-    with pytest.raises(RuntimeError): main(["evaluate", str(root), "--device", "cpu"])
+    with pytest.raises(RuntimeError):
+        main(["evaluate", str(root), "--device", "cpu"])
 
 WRITERS = {"png": ("PIL.Image.Image.save", OSError(errno.ENOSPC, "No space left on device")), "safetensors": ("weclip.engine.weights.save_file", None),
            "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 832 vs 790"))}
@@ -201,7 +207,8 @@ def small_disk(tmp_path):
     "A file system of 64 kB, where one can be mounted."
     (tmp_path/"disk").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path/"disk")], capture_output=True)
-    if mounted.returncode: pytest.skip("no file system can be mounted here")
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
     yield tmp_path/"disk"
     subprocess.run(["umount", str(tmp_path/"disk")], check=True)
 
@@ -210,8 +217,13 @@ def test_on_a_disk_that_is_full(small_disk, root, capsys):
     for args in (["export", "--out", small_disk/"model.pt2"], ["train", root, "--train-split", "train", "--out", small_disk/"run", *TINY, *FAST],
                  ["scenes", "--out", small_disk/"scenes", "--train", "40", "--val", "0"], ["hub", "--checkpoint", SHIPPED, "--out", small_disk/"hub"],
                  ["predict", root/"JPEGImages", "--no-crf", "--format", "overlay", "coco", "--out", small_disk/"masks"]):
-        if args[0] == "export": done = command(args); status, err = done.returncode, done.stderr.decode()  # it may take the process along
-        else: status, err = main([*map(str, args)]), capsys.readouterr().err
+        if args[0] == "export":
+            done = command(args)
+            status = done.returncode  # it may take the process along
+            err = done.stderr.decode()
+        else:
+            status = main([*map(str, args)])
+            err = capsys.readouterr().err
         assert status == 2, err[-3000:]
         one_line(err, "the disk is full")
         assert not hidden(small_disk), args
@@ -220,10 +232,12 @@ def test_on_a_disk_that_is_full(small_disk, root, capsys):
 def test_one_mask_that_cannot_be_written_costs_no_other(root, tmp_path, capsys, monkeypatch):
     "A picture with a name of 255 bytes is legal, its polygons' file would have 259; a run of thousands ended there."
     (tmp_path/"p").mkdir()
-    for name in ("a", "x"*251, "z", "é"*125): Image.new("RGB", (9, 9), "red").save(tmp_path/"p"/f"{name}.jpg")
+    for name in ("a", "x"*251, "z", "é"*125):
+        Image.new("RGB", (9, 9), "red").save(tmp_path/"p"/f"{name}.jpg")
     args = ["predict", str(tmp_path/"p"), "--out", str(tmp_path/"masks"), "--no-crf", "--device", "cpu"]
     formats = [["png"], ["overlay"], ["coco"]]
-    for f in formats: assert main([*args, "--format", *f, "--confidence"]) == 0, f
+    for f in formats:
+        assert main([*args, "--format", *f, "--confidence"]) == 0, f
     capsys.readouterr()
     assert main([*args, "--format", "png", "overlay", "polygons", "coco", "--confidence"]) == 1
     err = capsys.readouterr().err
@@ -245,19 +259,26 @@ def test_a_device_that_is_not_there_is_told_at_once(device, root, tmp_path, caps
 
 def test_a_card_without_a_driver_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="--device cuda: expected a device of this machine, cpu"): cli.check_device("cuda")
+    with pytest.raises(ValueError, match="--device cuda: expected a device of this machine, cpu"):
+        cli.check_device("cuda")
     cli.check_device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    cli.check_device("cuda"); cli.check_device("cuda:1")
-    with pytest.raises(ValueError, match="cpu, cuda, cuda:0, cuda:1"): cli.check_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cli.check_device("cuda")
+    cli.check_device("cuda:1")
+    with pytest.raises(ValueError, match="cpu, cuda, cuda:0, cuda:1"):
+        cli.check_device("cuda:2")
 
 # ---- the Hub
 
 class Answer(Exception):
     "As huggingface_hub's HTTP errors: an answer with a status."
-    def __init__(self, status, text): super().__init__(text); self.response = type("R", (), dict(status_code=status))
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.response = type("R", (), dict(status_code=status))
 Answer.__module__ = "huggingface_hub.errors"
-class ConnectError(Exception): "As httpx raises it without a network; no OSError."
+class ConnectError(Exception):
+    "As httpx raises it without a network; no OSError."
 ConnectError.__module__ = "httpx"
 
 def hub_errors():
@@ -286,7 +307,8 @@ def test_a_checkpoint_that_the_hub_does_not_give_is_one_line(kind, root, tmp_pat
 
 def test_scores_with_null_make_a_card(mine, tmp_path, capsys):
     "A class that occurs nowhere has no IoU: null in scores.json, and `weclip hub` stumbled over it."
-    model, scores = str(mine/"model.safetensors"), tmp_path/"scores.json"
+    model = str(mine/"model.safetensors")
+    scores = tmp_path/"scores.json"
     for content, row in ((dict(ms=dict(miou=.5, iou={"background": .5, "cup": None, "猫": None})), "| scales + flip | 50.0 |"), (dict(ms=dict(miou=None, iou={})), "Not given."),
                          (dict(miou=dict(ms=None, single=.25), iou=dict(single=dict(cup=None)), n_val=2), "| one scale | 25.0 |"), (dict(miou=None), "Not given.")):
         scores.write_text(json.dumps(content))
@@ -307,7 +329,8 @@ def test_resume_says_what_is_there(root, tmp_path, capsys):
     args = ["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]
     assert main([*args, "--resume"]) == 2
     one_line(capsys.readouterr().err, "run: expected checkpoint.pt of a stopped run, found no such folder", "leave resume (--resume) out")
-    (tmp_path/"run").mkdir(); (tmp_path/"run"/"notes.txt").touch()
+    (tmp_path/"run").mkdir()
+    (tmp_path/"run"/"notes.txt").touch()
     for more in (args, ["demo", "--out", str(tmp_path/"run"), *FAST], ["demo", "--data", str(root), "--train-split", "train", "--out", str(tmp_path/"run"), *TINY, *FAST]):
         assert main([*more, "--resume"]) == 2
         one_line(capsys.readouterr().err, "expected checkpoint.pt of a stopped run, found notes.txt")
@@ -324,10 +347,12 @@ def test_resume_says_what_is_there(root, tmp_path, capsys):
 
 def test_a_stopped_run_says_how_far_it_is(root, tmp_path, capsys, monkeypatch):
     import weclip.engine.train as t
-    real, seen = t.train_step, []
+    real = t.train_step
+    seen = []
     def stop(*a, **kw):
         if len(seen) == 2: raise KeyboardInterrupt
-        seen.append(1); return real(*a, **kw)
+        seen.append(1)
+        return real(*a, **kw)
     monkeypatch.setattr(t, "train_step", stop)
     args = ["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]
     assert main(args) == 130
@@ -354,7 +379,8 @@ def test_a_finished_demo_is_scored_for_what_is_asked(root, tmp_path, capsys):
 
 def test_output_that_is_lost_is_told(root, tmp_path):
     "`evaluate > /dev/full` ended well without a word, and the scores were nowhere."
-    if not Path("/dev/full").exists(): pytest.skip("no /dev/full on this machine")
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this machine")
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "weclip", "evaluate", str(root), "--no-crf", "--device", "cpu"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and "standard output cannot be written" in done.stderr
@@ -375,9 +401,12 @@ def test_an_empty_option_is_told(option, root, tmp_path, capsys):
 def test_what_was_handled_before_is_not_the_reason():
     "A mistake of this package inside `except ValueError` was told as the user's."
     try:
-        try: int("abc")
-        except ValueError: len(3)
-    except TypeError as e: assert trouble(e) == ""
+        try:
+            int("abc")
+        except ValueError:
+            len(3)
+    except TypeError as e:
+        assert trouble(e) == ""
 
 def test_a_name_is_no_reason():
     assert "disk" not in trouble(ValueError("data/EFBIG No space left/x.jpg: expected a picture, got text"))
@@ -391,7 +420,8 @@ def test_a_command_leaves_no_handler_behind(root, tmp_path):
 @pytest.mark.parametrize("name, advice", [("predict", "the masks that are there are whole"), ("evaluate", "no scores were written"), ("pseudo", "the label maps"),
                                           ("inspect", "interrupted")])
 def test_only_a_training_is_told_to_resume(name, advice, root, tmp_path, capsys, monkeypatch):
-    for f in ("open_checkpoint", "build"): monkeypatch.setattr(commands, f, raising(KeyboardInterrupt()))
+    for f in ("open_checkpoint", "build"):
+        monkeypatch.setattr(commands, f, raising(KeyboardInterrupt()))
     data = root/"JPEGImages" if name == "predict" else root
     assert main([name, str(data), "--out", str(tmp_path), "--device", "cpu", *(TINY if name in ("pseudo", "inspect") else [])]) == 130
     err = capsys.readouterr().err
@@ -414,16 +444,23 @@ def test_the_umask_decides_over_every_file(mask, root, tmp_path, monkeypatch):
         assert main(["export", "--checkpoint", str(tmp_path/"run"/"model.safetensors"), "--out", str(tmp_path/"model.pt2"), "--device", "cpu"]) == 0
         assert main(["predict", str(root/"JPEGImages"/"val_00000.jpg"), "--out", str(tmp_path/"masks"), "--format", *FORMATS, "--confidence", "--no-crf", "--device", "cpu"]) == 0
         assert main(["inspect", str(root), "--train-split", "train", *TINY, "--sheet", "1", "--out", str(tmp_path/"look"), "--device", "cpu"]) == 0
-        save_tiny(tiny_clip(), tmp_path/"tiny"); write_scenes(tmp_path/"scenes", train=1, val=1); examples(tmp_path/"app")
-        monkeypatch.setattr("weclip.speed.bench.report", lambda r: "fast"); _store(tmp_path/"bench"/"measured.json", "cpu", dict(x=float("nan")))
-    finally: os.umask(old)
+        save_tiny(tiny_clip(), tmp_path/"tiny")
+        write_scenes(tmp_path/"scenes", train=1, val=1)
+        examples(tmp_path/"app")
+        monkeypatch.setattr("weclip.speed.bench.report", lambda r: "fast")
+        _store(tmp_path/"bench"/"measured.json", "cpu", dict(x=float("nan")))
+    finally:
+        os.umask(old)
     odd = {str(p.relative_to(tmp_path)): oct(stat.S_IMODE(p.stat().st_mode)) for p in tmp_path.rglob("*")
            if stat.S_IMODE(p.stat().st_mode) != ((0o777 if p.is_dir() else 0o666) & ~mask)}
     assert not odd and len(list(tmp_path.rglob("*"))) > 30
 
 def test_the_exception_behind_is_looked_at():
     try:
-        try: raise OSError(errno.ENOSPC, "No space left on device", "x.pt")
-        except OSError: raise KeyError("while tidying up") from None
-    except KeyError as e: assert "the disk is full" in trouble(e)
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "x.pt")
+        except OSError:
+            raise KeyError("while tidying up") from None
+    except KeyError as e:
+        assert "the disk is full" in trouble(e)
     assert trouble(KeyError("a bug")) == "" and json.dumps(trouble(ValueError("two\nlines"))) == '"two lines"'
