@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
-from ..machine import parallel_map
+from ..machine import end_if_child, parallel_map
 from ..method.classes import SCENES, voc_palette
 
 # %% ../../nbs/3_world/00_scenes.ipynb #3df82a55
@@ -560,6 +560,7 @@ def write_scenes(root,        # folder to make
                  classes=SCENES.classes # names of what is drawn; all of `SHAPES` make the harder data set
     )->Path:                  # the folder
     "Write the built-in data as a VOC2012 folder; does nothing if it is there already."
+    end_if_child()  # it would be stopped amid its drawing, and leave a folder behind
     root = Path(root)
     classes = tuple(classes)
     counts = dict(train=train, val=val, dev=dev, test=test)
