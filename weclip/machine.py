@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'NO_START', 'CODE', 'cache_dir', 'whole_file', 'json_ready', 'write_json', 'end_if_child', 'Processes',
-           'parallel_map', 'Steady', 'steady_output', 'in_words', 'device_name', 'peak_gib', 'used_gib', 'syntax',
-           'definitions', 'code_digest', 'made_by']
+           'parallel_map', 'Steady', 'steady_output', 'in_words', 'markdown_table', 'device_name', 'peak_gib',
+           'used_gib', 'syntax', 'definitions', 'code_digest', 'made_by']
 
 # %% ../nbs/machine.ipynb #c1a798d2
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +15,7 @@ from math import isfinite
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-import ast, hashlib, json, multiprocessing, os, platform, sys, uuid
+import ast, hashlib, json, multiprocessing, os, platform, re, sys, uuid
 
 # %% ../nbs/machine.ipynb #4971e3e3
 ASSETS = files("weclip")/"assets"  # what the package ships beside its code
@@ -187,6 +187,17 @@ def in_words(e:BaseException # to tell
     if isinstance(e, OSError) and e.filename and e.strerror:
         text = f"{e.filename}: {e.strerror}"
     return " ".join(text.split())
+
+# %% ../nbs/machine.ipynb #596290f1
+def markdown_table(head,    # cells of the first row
+                   rows,    # rows of cells
+                   align="" # a letter a column, l or r; "": all to the left
+    )->str:                 # Markdown
+    "A table in Markdown; a bar inside a cell is escaped."
+    rule = ["---:" if side == "r" else "---" for side in align or "l"*len(head)]
+    lines = [[re.sub(r"(?<!\\)\|", r"\\|", str(cell)) for cell in row] for row in (head, *rows)]
+    lines.insert(1, rule)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 # %% ../nbs/machine.ipynb #9d30cf11
 def _is_cuda(device)->bool:

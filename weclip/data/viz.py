@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEJAVU', 'denormalise', 'colour_mask', 'overlay', 'heat', 'lettering', 'show_grid', 'quantise', 'legend',
-           'save_sheet', 'figure2', 'markdown_table', 'example_pictures']
+           'save_sheet', 'figure2', 'example_pictures']
 
 # %% ../../nbs/2_data/04_viz.ipynb #fcd39179
 from functools import lru_cache
@@ -238,14 +238,6 @@ def figure2(part:str=None # "clip", "cam", "decoder", "rfm", "par" or "losses"; 
     for name in others:
         svg = svg.replace(f'<g id="{name}"', f'<g id="{name}" opacity=".3"')
     return svg
-
-# %% ../../nbs/2_data/04_viz.ipynb #596290f1
-def markdown_table(head, # cells of the first row
-                   rows  # rows of cells
-    )->str:              # Markdown
-    "A table in Markdown."
-    lines = head, ["---"]*len(head), *rows
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 # %% ../../nbs/2_data/04_viz.ipynb #0a80fe1f
 def example_pictures(model,  # its normalisation and classes are read

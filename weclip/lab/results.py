@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTS', 'STAND_IN', 'result_file', 'read_lines', 'keep_line', 'read_results', 'value', 'mean_sd', 'collect',
            'run_spread', 'paired', 'grid_values', 'kind', 'kinds', 'table_spread', 'Pair', 'orderings', 'Text',
-           'markdown_table', 'number', 'as_markdown', 'plural', 'command', 'units', 'show', 'verdicts', 'effects',
+           'number_table', 'number', 'as_markdown', 'plural', 'command', 'units', 'show', 'verdicts', 'effects',
            'summary', 'figure_run', 'kept_name', 'keep_table', 'kept_table', 'vit_cost', 'put_between']
 
 # %% ../../nbs/6_lab/02_results.ipynb #b4dfcd79
@@ -16,7 +16,7 @@ import json
 from filelock import FileLock
 import numpy as np
 from scipy.stats import t as student
-from ..machine import code_digest, json_ready, made_by, whole_file
+from ..machine import code_digest, json_ready, made_by, markdown_table, whole_file
 from ..method.config import LATER, to_dict
 from .plan import DRAWN, SCENES_GRID, TABLES, Run, changes, chosen, plan, row_run, run_config, score_name
 
@@ -260,13 +260,11 @@ class Text(str):
     "Markdown that Jupyter shows as such."
     def _repr_markdown_(self)->str: return str(self)
 
-def markdown_table(head, # texts of the first line
-                   rows  # texts of the others
+def number_table(head, # texts of the first line
+                 rows  # texts of the others
     )->Text:
     "Numbers to the right, the first column to the left."
-    rule = ["---", *["---:"]*(len(head) - 1)]
-    lines = [" | ".join(text.replace("|", "\\|") for text in row) for row in (head, rule, *rows)]
-    return Text("\n".join(f"| {line} |" for line in lines))
+    return Text(markdown_table(head, rows, "l" + "r"*(len(head) - 1)))
 
 def number(x,           # of a table: a number, a text, or None
            sd=None,     # its spread, where it has one
@@ -306,7 +304,7 @@ def as_markdown(cells # of `collect`
         for c in row:
             line += [number(c["paper"]), _ours(c), _difference(c)] if c["column"] in printed else [_ours(c)]
         lines.append(line)
-    return markdown_table(head, lines)
+    return number_table(head, lines)
 
 def _below(rows)->Text: # published methods, then ours under the paper's line
     lines = []
@@ -316,7 +314,7 @@ def _below(rows)->Text: # published methods, then ours under the paper's line
         lines.append([_named(row[0]) + (", the paper's" if has_run else ""), *(number(c["paper"]) for c in row)])
         if has_run:
             lines += [[f"**{label}, ours**", *map(_ours, row)], ["difference", *map(_difference, row)]]
-    return markdown_table(["", *(c["column"] for c in row)], lines)
+    return number_table(["", *(c["column"] for c in row)], lines)
 
 # %% ../../nbs/6_lab/02_results.ipynb #227ba7a0
 STAND_IN = ("*Drawn scenes and a CLIP of 3 M parameters in place of {}: other data, another backbone. "
@@ -396,7 +394,7 @@ def verdicts(name,             # of `TABLES`
     for p in pairs:
         numbers = [f"{p.paper:+.1f}", number(p.ours, signed=True), number(p.bound), str(p.seeds)]
         rows.append([f"{p.better} over {p.worse}", *numbers, p.verdict])
-    return Text("\n\n".join([*told, markdown_table(["pair", "paper", "ours", "bound", "seeds", "verdict"], rows)]))
+    return Text("\n\n".join([*told, number_table(["pair", "paper", "ours", "bound", "seeds", "verdict"], rows)]))
 
 def _spread_told(sd, dof)->str:
     "The spread in words."
@@ -431,7 +429,7 @@ def effects(name,             # of `TABLES`
     for c in others:
         rows.append([_named(c), _ours(c), *_effect(c, first, spread, m)])
     how = _spread_told(*spread) + f" The bounds hold for all {m} rows together (95 %)."
-    compared = markdown_table(["", column, "minus the first", "bound", "resolved"], rows)
+    compared = number_table(["", column, "minus the first", "bound", "resolved"], rows)
     return Text("\n\n".join([*_caption(table, grid), how, compared, *_lacks(cells, command(name, grid))]))
 
 def _effect(c, first, spread, m=1)->list: # three cells
@@ -460,7 +458,7 @@ def summary(grid=SCENES_GRID # what is asked for
             what = c["label"] if has_variants else c["column"]
             rows.append([f"{link}, {what}", number(c["paper"]), _ours(c), _difference(c)])
     warning = "**Quick: the numbers mean nothing.**\n\n" if grid.quick else ""
-    return Text(warning + markdown_table(["", "paper", "ours", "difference"], rows))
+    return Text(warning + number_table(["", "paper", "ours", "difference"], rows))
 
 def figure_run(name,             # of `TABLES`
                grid=SCENES_GRID, # what is asked for; the first seed is shown
@@ -488,7 +486,7 @@ def keep_table(name, # of the table
     "Keep a table and show it."
     line = dict(name=kept_name(name, grid), code=code_digest(), head=head, rows=rows)
     keep_line(result_file(grid.results, "tables"), line)
-    return markdown_table(head, rows)
+    return number_table(head, rows)
 
 def kept_table(name, # of the table
                grid, # what is asked for
@@ -497,7 +495,7 @@ def kept_table(name, # of the table
     "A table as kept, or why there is none to show."
     lines, damaged = read_lines(result_file(grid.results, "tables"))
     kept = lines.get(kept_name(name, grid), dict(code=None))
-    if kept["code"] == code_digest(): return markdown_table(kept["head"], kept["rows"])
+    if kept["code"] == code_digest(): return number_table(kept["head"], kept["rows"])
     reason = damaged or "missing"
     if kept["code"]:
         reason = f"made by code {kept['code']}, this is {code_digest()}"

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
-from ..machine import device_name, whole_file, write_json
+from ..machine import device_name, markdown_table, whole_file, write_json
 from ..method.config import preset
 from ..method.classes import VOC
 from ..method.clip import FrozenCLIP, plain_encode
@@ -501,15 +501,15 @@ def amount(x,         # number, or None
 def target_table(result:dict # of `bench`
     )->str:                  # Markdown
     "Every target, what was measured, and whether that is enough."
-    lines = ["| | measured | target | met | authors' code |", "|---|---:|---:|---|---:|"]
+    rows = []
     for name, value in result["rows"].items():
         target, sign, authors, unit = TARGETS[name]
         is_share_near_1 = not unit and value and .99 < value < 1
         shown = amount(value, 4 if is_share_near_1 else 2, unit) or "not measured"
         aim = "" if target is None else f"{sign} {target:g} {unit}".strip()
         theirs = "" if authors is None else f"{authors:g} {unit}".strip()
-        lines.append(f"| {name} | {shown} | {aim} | {MET[met(name, value)]} | {theirs} |")
-    return "\n".join(lines)
+        rows.append([name, shown, aim, MET[met(name, value)], theirs])
+    return markdown_table(["", "measured", "target", "met", "authors' code"], rows, "lrrlr")
 
 def stage_table(result:dict # of `bench`
     )->str:                 # Markdown
@@ -517,13 +517,12 @@ def stage_table(result:dict # of `bench`
     def ms(seconds): return "" if seconds is None else amount(1000*seconds, 1)
     heads = ["stage", "encoder forwards", "in one round", "authors' code",
              "ms", "plain form, ms", "MiB", "plain form, MiB"]
-    lines = [f"| {' | '.join(heads)} |", "|---" + "|---:"*7 + "|"]
+    lines = []
     for row in result["stages"]:
         least_and_most = " to ".join(amount(x) for x in row["range"] or ())
-        cells = [row["stage"], amount(row["ratio"]), least_and_most, amount(row["authors"]), ms(row["seconds"]),
-                 ms(row["plain_seconds"]), amount(row["mib"], 1), amount(row["plain_mib"], 1)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([row["stage"], amount(row["ratio"]), least_and_most, amount(row["authors"]), ms(row["seconds"]),
+                      ms(row["plain_seconds"]), amount(row["mib"], 1), amount(row["plain_mib"], 1)])
+    return markdown_table(heads, lines, "l" + "r"*7)
 
 def conditions(result:dict # of `bench`
     )->str:                # one line

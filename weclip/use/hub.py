@@ -13,11 +13,10 @@ import json, re
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 import open_clip
-from ..machine import ASSETS, json_ready, whole_file, write_json
+from ..machine import ASSETS, json_ready, markdown_table, whole_file, write_json
 from ..method.config import MODES, TEXTS, Config, from_dict, run_name
 from ..method.classes import ClassSet
 from ..method.model import WeCLIP
-from ..data.viz import markdown_table
 from ..engine.weights import ARCH, describe, load_model, read_model, write_model
 
 # %% ../../nbs/5_use/00_hub.ipynb #0e169857
