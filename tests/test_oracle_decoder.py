@@ -5,7 +5,7 @@ import pytest, torch
 
 from oracle import ORACLE, close, decoder_weights, load, needs_oracle
 from weclip.method.decoder import Decoder
-from weclip.engine.weights import convert_official, decoder_from_official, load_official_decoder
+from weclip.engine.weights import convert_official, decoder_from_official, load_decoder
 
 pytestmark = needs_oracle
 
@@ -33,9 +33,9 @@ def test_full_checkpoint_keys():
     assert len(full) == 388
     decoder = decoder_from_official(full)
     with pytest.raises(ValueError, match=r"pred.weight: expected \(81, 256\), got \(21, 256\)"):
-        load_official_decoder(Decoder(n_classes=81), full)
+        load_decoder(Decoder(n_classes=81), convert_official(full))
     with pytest.raises(ValueError, match="mlps.11"):
-        load_official_decoder(Decoder(n_feats=12), full)
+        load_decoder(Decoder(n_feats=12), convert_official(full))
     assert len(decoder.state_dict()) == 84
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from weclip.lab.plan import (
     BLIND, DIFFERENCES, DRAWN, QUICK, QUICK_SIZES, SHORT, SNAPSHOTS, TABLES, Grid, base, keeps_features, plan,
     run_config, run_parameters)
 from weclip.lab.results import (
-    collect, effects, figure_run, keep_line, put_between, read_lines, read_results, result_file, show, summary,
-    verdicts)
+    collect, effects, figure_run, keep_line, kept_table, put_between, read_lines, read_results, result_file, show, summary,
+    verdicts, vit_cost)
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT/"experiments"
@@ -162,6 +162,18 @@ def test_a_line_cut_short_spoils_no_other(results):
     first = next(r for r in runs if isinstance(read[r.name], str))
     write(results, first, .5)  # which mends the file
     assert all(isinstance(r, dict) for r in read_results(results, runs).values()) and not read_lines(file)[1]
+
+def test_a_kept_table_without_its_rows_is_damaged(tmp_path):
+    "It raised a KeyError on the page."
+    grid = Grid(results=tmp_path)
+    keep_line(result_file(tmp_path, "tables"), dict(name="why-table5-scenes", code=code_digest()))
+    assert "damaged: no head, rows in its line" in kept_table("why-table5", grid, "this")
+    keep_line(result_file(tmp_path, "voc"), dict(name="cost-vitb16"))
+    assert "damaged" in vit_cost(tmp_path)
+
+def test_an_empty_table_of_results_is_not_damaged(tmp_path):
+    (tmp_path/"scenes.jsonl").write_text("\n")
+    assert read_lines(tmp_path/"scenes.jsonl") == ({}, "")
 
 def add(folder, number):
     for k in range(5):

@@ -219,7 +219,7 @@ def _need(module):
         return import_module(module)
     except ImportError as e:
         package = module.split(".")[0]
-        raise ImportError(f"{package} is needed to build this data set: pip install pycocotools scipy") from e
+        raise ImportError(f"{package} is needed to build this data set: pip install 'weclip[data]'") from e
 
 def sbd_mask(path # SBD's cls/ID.mat
     )->np.ndarray: # class ids, (H, W), uint8
@@ -309,7 +309,7 @@ def _put_tags(root, tags):
     old = {}
     if path.exists():
         try:
-            old = json.loads(path.read_text(encoding="utf-8"))
+            old = json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as e:
             raise ValueError(f"{path}: expected JSON, got something else ({e}); "
                              "move it away to have it written anew") from e

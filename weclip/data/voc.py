@@ -226,8 +226,8 @@ def read_tags(root,             # folder with JPEGImages
         raise ValueError(f"tags_from: expected auto, one of {tuple(TAG_SOURCES)} or a function, got {tags_from!r}")
     if tags_from in here and not here[tags_from].exists():
         raise FileNotFoundError(f"{here[tags_from]}: no such file or folder of tags")
-    if tags_from == "masks": return _tags_masks(root, ids, names, palette)
-    return TAG_SOURCES[tags_from](root, ids, names)
+    extra = dict(palette=palette) if tags_from == "masks" else {}
+    return TAG_SOURCES[tags_from](root, ids, names, **extra)
 
 # %% ../../nbs/2_data/01_voc.ipynb #69e2b908
 class Sample(NamedTuple):

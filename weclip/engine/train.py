@@ -106,7 +106,7 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
     _check_same_run(path, model, i, config, classes, backbone)
-    load_decoder(model, decoder, path)
+    load_decoder(model.decoder, decoder, path)
     _load_moments(opt, opt_state, path)
     if scaler and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
@@ -265,11 +265,12 @@ def train(model:WeCLIP,         # its decoder is changed in place
     if (cfg.supervised or loss is not weak_loss) and getattr(data, "masks", None) is not None:
         check_objects(data)
     run = _Run(out, model, resume, ranks)
+    progress = progress and ranks.rank == 0
     frozen = FrozenCache(cache, model, data, progress) if cache else None
-    feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views)
+    feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views, pin=model.text_fg.is_cuda)
     step_loss = shared_loss(model, loss, ranks)
     todo = range(run.done, min(cfg.iters, stop or cfg.iters))
-    bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=ranks.rank > 0 or not progress)
+    bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=not progress)
     model.train()
     try:
         for i in bar:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'ARCH', 'why_not', 'arch_config', 'tower_size', 'published_archives', 'read_weights', 'new_clip',
            'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'convert_official',
-           'load_official_decoder', 'decoder_from_official', 'load_released', 'read_checkpoint', 'fingerprint',
-           'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'load_decoder']
+           'decoder_from_official', 'load_decoder', 'load_released', 'read_checkpoint', 'fingerprint', 'describe',
+           'save_model', 'write_model', 'read_model', 'load_model']
 
 # %% ../../nbs/4_engine/00_weights.ipynb #71c6212f
 from dataclasses import asdict, replace
@@ -202,7 +202,6 @@ def shared_texts(tokenizer, # list of str -> token ids, a row each
 
 # %% ../../nbs/4_engine/00_weights.ipynb #91909478
 ARCH = "ViT-B-16-quickgelu"  # the paper's backbone, as OpenAI trained it
-_log = logging.getLogger(__name__)
 
 def load_backbone(clip="tiny", # "tiny", "random" (untrained, seeded), an open_clip tag ("openai"), a file of weights,
                                # or a state dict in OpenAI's key names
@@ -281,19 +280,6 @@ def convert_official(state_dict:dict # of the released model or of its decoder
         raise ValueError(f"expected keys decoder.* and decoder_fts_fuse.*, got {list(state_dict)[:3]} ...")
     return out
 
-def load_official_decoder(decoder:Decoder, # changed in place
-                          state_dict:dict  # of the released model or of its decoder
-    )->Decoder:                            # the same `decoder`
-    "Copy the released weights into `decoder`, or name every one that is missing, unknown or of another shape."
-    state = convert_official(state_dict)
-    got, want = ({key: tuple(v.shape) for key, v in d.items()} for d in (state, decoder.state_dict()))
-    odd = [key for key in want | got if want.get(key) != got.get(key)]
-    if odd:
-        found = "; ".join(f"{key}: expected {want.get(key, 'none')}, got {got.get(key, 'none')}" for key in odd)
-        raise ValueError(f"{len(odd)} of the decoder's weights do not fit: {found}")
-    decoder.load_state_dict(state)
-    return decoder
-
 def decoder_from_official(state_dict:dict, # of the released model or of its decoder
                           heads:int=8,     # cannot be told from the weights
                           dropout:float=.1 # nor this
@@ -302,11 +288,33 @@ def decoder_from_official(state_dict:dict, # of the released model or of its dec
     state = convert_official(state_dict)
     missing = {"mlps.0.0.weight", "pred.weight"} - state.keys()
     if missing: raise ValueError(f"expected the weights {sorted(missing)}, got {list(state)[:3]} ...")
-    def count(part): return len({key.split(".")[1] for key in state if key.startswith(part)})
     d, width = state["mlps.0.0.weight"].shape
-    decoder = Decoder(width=width, n_feats=count("mlps."), n_classes=len(state["pred.weight"]), d=d,
-                      layers=count("phi."), heads=heads, dropout=dropout)
-    return load_official_decoder(decoder, state_dict)
+    decoder = Decoder(width=width, n_feats=_count(state, "mlps."), n_classes=len(state["pred.weight"]), d=d,
+                      layers=_count(state, "phi."), heads=heads, dropout=dropout)
+    load_decoder(decoder, state, "decoder")
+    return decoder
+
+def _count(state:dict, part:str)->int:
+    "How many numbered modules a part of a decoder has."
+    return len({key.split(".")[1] for key in state if key.startswith(part)})
+
+def load_decoder(decoder:Decoder,  # changed in place
+                 state:dict,       # of a decoder, under our names
+                 path="checkpoint" # where it came from, for the message
+    )->None:
+    "Weights into a decoder; names what does not fit."
+    want = _shapes(decoder.state_dict())
+    got = _shapes(state)
+    odd = [key for key in sorted({*want, *got}) if want.get(key) != got.get(key)]
+    if odd:
+        found = [f"{key}: expected {want.get(key, 'nothing')}, got {got.get(key, 'nothing')}" for key in odd[:3]]
+        raise ValueError(f"{path}: does not fit {decoder.pred.out_features} classes and a backbone of width "
+                         f"{want['mlps.0.0.weight'][1]}: {'; '.join(found)}")
+    decoder.load_state_dict(state)
+
+def _shapes(state:dict)->dict:
+    "Shape of each tensor, type of anything else."
+    return {key: tuple(v.shape) if isinstance(v, Tensor) else type(v) for key, v in state.items()}
 
 # %% ../../nbs/4_engine/00_weights.ipynb #6f4d0944
 def load_released(clip,          # OpenAI-format state dict, or a path to one
@@ -419,18 +427,16 @@ def load_model(path,     # file of `save_model`
     if found != mark:
         raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, "
                          f"got {clip or backbone} ({found})")
-    load_decoder(model, state, path)
+    load_decoder(model.decoder, state, path)
     return model.eval()
 
 def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone, fingerprint)
     "What a description says, as far as it fits the weights beside it."
-    def count(part):
-        return len({k.split(".")[1] for k in state if k.startswith(part)})
     try:
         classes = ClassSet(**about["classes"])
         cfg = from_dict(about["config"])
         want = dict(d=cfg.d, layers=cfg.layers, n_feats=cfg.n_feats, classes=classes.n_classes)
-        got = dict(d=len(state["conv.bias"]), layers=count("phi."), n_feats=count("mlps."),
+        got = dict(d=len(state["conv.bias"]), layers=_count(state, "phi."), n_feats=_count(state, "mlps."),
                    classes=len(state["pred.bias"]))
         if want != got: raise ValueError(f"it tells of {want}, its weights are {got}")
         return classes, cfg, str(about["backbone"]), about["fingerprint"]
@@ -446,21 +452,3 @@ def _noted(backbone:str, arch:str, path)->str: # a tag, or a file beside `path`
     if os.path.isfile(beside): return beside
     raise FileNotFoundError(f"{path}: was trained on the backbone {backbone!r}, neither a tag nor a file beside it; "
                             "give its weights as clip (--clip FILE)")
-
-def load_decoder(model:WeCLIP,     # changed in place
-                 state:dict,       # decoder's state dict
-                 path="checkpoint" # where it came from, for the message
-    )->None:
-    "Weights into the decoder; names what does not fit."
-    want = _shapes(model.decoder.state_dict())
-    got = _shapes(state)
-    odd = [k for k in sorted({*want, *got}) if want.get(k) != got.get(k)]
-    if odd:
-        first = "; ".join(f"{k}: expected {want.get(k, 'nothing')}, got {got.get(k, 'nothing')}" for k in odd[:3])
-        raise ValueError(f"{path}: does not fit {model.classes.n_classes} classes and a backbone of width "
-                         f"{model.clip.width}: {first}")
-    model.decoder.load_state_dict(state)
-
-def _shapes(state:dict)->dict:
-    "Shape of each tensor, type of anything else."
-    return {k: tuple(v.shape) if isinstance(v, Tensor) else type(v) for k, v in state.items()}

@@ -34,7 +34,8 @@ def read_lines(path # as `result_file` gives it
     found:dict = {}
     damaged:list = []
     if not path.is_file(): return found, ""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").strip().split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip(): continue
         try:
             result = json.loads(line)
             found[result["name"]] = result
@@ -130,16 +131,14 @@ def collect(table,           # `Table` or its name
     "Every cell of a table: the paper's value and ours, or why there is none."
     table, = chosen([getattr(table, "name", table)], grid.profile)
     profile = table.data.get(grid.profile, grid.profile)
+    ours = [row for row in table.rows if row.settings is not None]
+    runs = {row.label: [row_run(table, row, grid, seed) for seed in grid.used_seeds] for row in ours}
+    read = read_results(grid.results, [run for some in runs.values() for run in some])
     cells = []
     for row in table.rows:
-        runs:list = []
-        evaluated:dict = {}
-        if row.settings is not None:
-            runs = [row_run(table, row, grid, seed) for seed in grid.used_seeds]
-            evaluated = changes(row, profile, grid)[1]
-        read = read_results(grid.results, runs)
+        evaluated = changes(row, profile, grid)[1] if row.label in runs else {}
         for column, (split, mode) in table.columns.items():
-            cells.append(_cell(row, column, split, score_name(mode, evaluated), runs, read))
+            cells.append(_cell(row, column, split, score_name(mode, evaluated), runs.get(row.label, []), read))
     return cells
 
 def _cell(row, column, split, mode, runs, read)->dict:
@@ -493,22 +492,27 @@ def kept_table(name, # of the table
                fill  # the command that makes it
     )->Text:
     "A table as kept, or why there is none to show."
-    lines, damaged = read_lines(result_file(grid.results, "tables"))
-    kept = lines.get(kept_name(name, grid), dict(code=None))
-    if kept["code"] == code_digest(): return number_table(kept["head"], kept["rows"])
-    reason = damaged or "missing"
-    if kept["code"]:
-        reason = f"made by code {kept['code']}, this is {code_digest()}"
+    kept, reason = _kept_line(result_file(grid.results, "tables"), kept_name(name, grid), ("head", "rows"))
+    if kept: return number_table(kept["head"], kept["rows"])
     return Text(f"Not measured: {kept_name(name, grid)}: {reason}. Filled by `{fill}`.")
+
+def _kept_line(path, name, keys)->tuple: # (the line or None, why there is none)
+    "A line that this code made and that holds what is asked for."
+    lines, damaged = read_lines(path)
+    line = lines.get(name)
+    if line is None: return None, damaged or "missing"
+    if not {"code", *keys} <= line.keys(): return None, f"damaged: no {', '.join(keys)} in its line"
+    if line["code"] != code_digest(): return None, f"made by code {line['code']}, this is {code_digest()}"
+    return line, ""
 
 def vit_cost(folder # of the numbers
     )->Text:
     "What Table 3's page has measured of ViT-B/16, in a line."
     told = "ViT-B/16 at the paper's size"
-    result = read_lines(result_file(folder, "voc"))[0].get("cost-vitb16")
-    if result is None: return Text(f"{told}: not measured; it takes a GPU.")
-    if result["code"] != code_digest():
-        return Text(f"{told}: measured with code {result['code']}, this is {code_digest()}.")
+    keys = "config", "train_minutes", "peak_gib", "device", "machine"
+    result, reason = _kept_line(result_file(folder, "voc"), "cost-vitb16", keys)
+    if reason == "missing": return Text(f"{told}: not measured; it takes a GPU.")
+    if reason: return Text(f"{told}: {reason}.")
     iters = result["config"]["iters"]
     seconds = 60*result["train_minutes"]/iters
     memory = "–" if result["peak_gib"] is None else f"{result['peak_gib']:.1f}"

@@ -192,9 +192,10 @@ def execute(job:Job, # what to run
         with FileLock(f"{copy}.lock", timeout=60):
             if job.code:
                 fresh_folder(job.out/job.name, job.code)
+            known = _known(job)
             for name in job.parameters:
-                one_of(name, _known(job), f"parameter of {job.notebook.name}")
-            given = {**job.parameters, "device": device} if "device" in _known(job) else job.parameters
+                one_of(name, known, f"parameter of {job.notebook.name}")
+            given = {**job.parameters, "device": device} if "device" in known else job.parameters
             papermill.execute_notebook(str(job.notebook), str(copy), given, progress_bar=False, start_timeout=300,
                                        extra_arguments=["--log-level=ERROR"])  # kernels share the terminal with the bar
     except Exception as e:
