@@ -128,4 +128,4 @@ def test_bench_reads_a_voc_folder():
 def test_runs_without_notebook_tools():
     code = "import sys; sys.modules['nbdev'] = None; import weclip.speed.bench as b; print(b.report(b.bench(repeats=1, size=32, quick=True)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("| | measured"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("|  | measured |"), done.stdout + done.stderr

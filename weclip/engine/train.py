@@ -265,12 +265,11 @@ def train(model:WeCLIP,         # its decoder is changed in place
     if (cfg.supervised or loss is not weak_loss) and getattr(data, "masks", None) is not None:
         check_objects(data)
     run = _Run(out, model, resume, ranks)
-    progress = progress and ranks.rank == 0
-    frozen = FrozenCache(cache, model, data, progress) if cache else None
+    frozen = FrozenCache(cache, model, data, progress and ranks.rank == 0) if cache else None
     feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views, pin=model.text_fg.is_cuda)
     step_loss = shared_loss(model, loss, ranks)
     todo = range(run.done, min(cfg.iters, stop or cfg.iters))
-    bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=not progress)
+    bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=not progress or ranks.rank > 0)
     model.train()
     try:
         for i in bar:

@@ -131,14 +131,16 @@ def collect(table,           # `Table` or its name
     "Every cell of a table: the paper's value and ours, or why there is none."
     table, = chosen([getattr(table, "name", table)], grid.profile)
     profile = table.data.get(grid.profile, grid.profile)
-    ours = [row for row in table.rows if row.settings is not None]
-    runs = {row.label: [row_run(table, row, grid, seed) for seed in grid.used_seeds] for row in ours}
-    read = read_results(grid.results, [run for some in runs.values() for run in some])
     cells = []
     for row in table.rows:
-        evaluated = changes(row, profile, grid)[1] if row.label in runs else {}
+        runs:list = []
+        evaluated:dict = {}
+        if row.settings is not None:
+            runs = [row_run(table, row, grid, seed) for seed in grid.used_seeds]
+            evaluated = changes(row, profile, grid)[1]
+        read = read_results(grid.results, runs)  # by row: rows may share a run and ask other scores of it
         for column, (split, mode) in table.columns.items():
-            cells.append(_cell(row, column, split, score_name(mode, evaluated), runs.get(row.label, []), read))
+            cells.append(_cell(row, column, split, score_name(mode, evaluated), runs, read))
     return cells
 
 def _cell(row, column, split, mode, runs, read)->dict:
