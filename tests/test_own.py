@@ -196,7 +196,7 @@ def test_tags_that_are_no_name(pets):
     for tag in ("nan", "NaN", "None", "null", "N/A", "<NA>"):
         table = csv(pets, f"file,tags\na.jpg,cat\nb.png,{tag}\n")
         for classes in (None, "voc"):
-            results[tag, classes] = refused("a hole in a table", find_images, pets, table, classes)
+            results[tag, classes] = refused("stands for an empty cell", find_images, pets, table, classes)
     for tag in ("_background_", "__background__", "__ignore__", "_ignore_", "BACKGROUND"):  # of labelling tools
         results[tag] = refused("not 'background'", find_images, pets, {"a.jpg": ["cat"], "b.png": [tag]})
         results[tag, "class"] = refused("what has no class|differ in more than case", ClassSet, "x", ("cat", tag),

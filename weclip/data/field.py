@@ -7,13 +7,12 @@ __all__ = ['ARCHIVES', 'SIZES', 'Archive', 'fetch', 'unpack', 'sbd_mask', 'train
            'survey', 'counts_table', 'complete', 'pack_masks', 'pack_voc']
 
 # %% ../../nbs/2_data/03_field.ipynb #0d4d392a
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from http.client import HTTPException
 from importlib import import_module
-from itertools import repeat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -23,8 +22,8 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
-from ..machine import parallel_map, whole_file
-from ..method.classes import COCO, IGNORE_INDEX, VOC, voc_palette
+from ..machine import leads_out, parallel_map, whole_file, write_json
+from ..method.classes import COCO, IGNORE_INDEX, VOC
 from .pictures import _orientation, _upright_size, read_mask, save_mask
 from .voc import _image_files, _lists, _mask_files, _plain, _read_split, _some, _voc_root, read_tags
 
@@ -101,61 +100,40 @@ def fetch(archive:Archive,    # what to download
     return part.replace(path)
 
 # %% ../../nbs/2_data/03_field.ipynb #2a6268b4
-class _Member(NamedTuple):
-    "What an archive says of one thing in it."
-    name: str
-    size: int
-    is_folder: bool
-    is_file: bool
-    open: Callable # () -> stream of its bytes
-
-def _members(archive):
-    "The list of a zip or a tar, in its order."
+@contextmanager
+def _listed(archive): # yields (name, size, is it a folder?, is it a file?, function that opens it) of each member
+    "The whole list of a zip or a tar, in its order."
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as z:
-            for info in z.infolist():
-                kind = stat.S_IFMT(info.external_attr >> 16)  # 0: packed where there are no such bits
-                is_file = kind in (0, stat.S_IFREG)
-                yield _Member(info.filename, info.file_size, info.is_dir(), is_file, partial(z.open, info))
+            kinds = [stat.S_IFMT(info.external_attr >> 16) for info in z.infolist()]  # 0: packed where there is no kind
+            yield [(info.filename, info.file_size, info.is_dir(), kind in (0, stat.S_IFREG), partial(z.open, info))
+                   for info, kind in zip(z.infolist(), kinds)]
     else:
         with tarfile.open(archive) as tar:
-            for m in tar:
-                yield _Member(m.name, m.size, m.isdir(), m.isreg(), partial(tar.extractfile, m))
+            yield [(m.name, m.size, m.isdir(), m.isreg(), partial(tar.extractfile, m)) for m in tar.getmembers()]
 
-def _inside(name, archive)->Path: # relative
-    "The path of a member; one that would leave the folder is refused."
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or set(name) & set("\\:\0"):
-        raise ValueError(f"{archive}: expected paths inside the folder, got {name!r}; "
-                         "this is not what was published, nothing was unpacked")
-    return Path(*path.parts)
-
-def _sizes(archive)->dict: # path of each file -> bytes
-    "The whole list of an archive, checked."
-    sizes = {}
-    for member in _members(archive):
-        path = _inside(member.name, archive)
-        if member.is_folder: continue
-        if member.is_file:
-            sizes[path] = member.size
-        else:
-            _log.warning("%s: %s is neither a file nor a folder and is left out", archive, member.name)
-    return sizes
-
-def _unpack(archive, folder, progress):
-    sizes = _sizes(archive)
-    def is_there(path, size): return (folder/path).is_file() and (folder/path).stat().st_size == size
-    needed = sum(size for path, size in sizes.items() if not is_there(path, size))
+def _write_files(members, archive, folder, progress):
+    "Write the files of a list once all of it has been checked."
+    files = []
+    for name, size, is_folder, is_file, open_member in members:
+        if leads_out(name):
+            raise ValueError(f"{archive}: expected paths inside the folder, got {name!r}; "
+                             "this is not what was published, nothing was unpacked")
+        path = folder/name
+        if is_file and not is_folder:
+            files.append((path, size, open_member))
+        elif not is_folder:
+            _log.warning("%s: %s is neither a file nor a folder and is left out", archive, name)
+    def is_there(path, size): return path.is_file() and path.stat().st_size == size
+    needed = sum(size for path, size, _ in files if not is_there(path, size))
     disk = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(disk).free
     if needed > free:
         raise ValueError(f"{folder}: expected {needed/1e9:.1f} GB of free disk to unpack {archive.name}, "
                          f"got {free/1e9:.1f}")
-    members = (member for member in _members(archive) if member.is_file and not member.is_folder)
-    for member in tqdm(members, total=len(sizes), desc=archive.name, disable=not progress):
-        path = _inside(member.name, archive)
-        if is_there(path, member.size): continue
-        with whole_file(folder/path) as part, member.open() as src, open(part, "wb") as dst:
+    for path, size, open_member in tqdm(files, desc=archive.name, disable=not progress):
+        if is_there(path, size): continue
+        with whole_file(path) as part, open_member() as src, open(part, "wb") as dst:
             shutil.copyfileobj(src, dst, 1 << 20)
 
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError,
@@ -169,10 +147,12 @@ def unpack(archive,            # tar, tar.gz or zip
     archive = Path(archive)
     if not archive.is_file(): raise FileNotFoundError(f"{archive}: expected an archive, found no such file")
     try:
-        _unpack(archive, Path(folder), progress)
+        with _listed(archive) as members:
+            _write_files(members, archive, Path(folder), progress)
     except _DAMAGE as e:
         raise ValueError(f"{archive}: expected a complete archive, got one that is damaged or cut short ({e}); "
                          "delete it and fetch it again") from e
+
 
 # %% ../../nbs/2_data/03_field.ipynb #a31cd642
 def _wanted(lost, root, download):
@@ -290,45 +270,35 @@ def _voc_mask(i, picture, voc, sbd):
     if out.exists(): return
     _save_checked(out, read_mask(own, VOC.n_classes) if own.exists() else sbd_mask(sbd/"cls"/f"{i}.mat"), picture)
 
-def _write(path, text):
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
-
 def _put_list(root, split, ids):
     "Write a list; another one in its place is refused."
     path = _lists(root)/f"{split}.txt"
-    if path.exists() and set(_read_split(root, split)) != set(ids):
+    if not path.exists():
+        with whole_file(path) as part:
+            part.write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
+    elif set(_read_split(root, split)) != set(ids):
         raise ValueError(f"{path}: expected {len(ids):,} IDs, found another list; "
                          "move it away to have this one written")
-    if not path.exists():
-        _write(path, "".join(f"{i}\n" for i in ids))
 
-def _put_tags(root, tags):
-    "Write tags.json: ID -> class names; IDs it has besides stay."
+def _put_tags(root, tags, names):
+    "Write class ids by picture to tags.json, as names; pictures that it has besides stay."
     path = _lists(root)/"tags.json"
-    old = {}
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as e:
-            raise ValueError(f"{path}: expected JSON, got something else ({e}); "
-                             "move it away to have it written anew") from e
-    if {**old, **tags} != old:
-        _write(path, json.dumps({**old, **tags}, indent=0))
+    old = read_tags(root, (), names, "json") if path.exists() else {}
+    new = old | tags
+    if new != old:
+        write_json(path, {i: [names[k] for k in found] for i, found in new.items()}, indent=0)
+
 
 # %% ../../nbs/2_data/03_field.ipynb #114dee4d
-def _has_voc(root):
+def _is_there(find, *args)->bool:
+    "Does a search end without a FileNotFoundError?"
     try:
-        return bool(_voc_root(root))
+        find(*args)
     except FileNotFoundError:
         return False
+    return True
 
-def _has_masks(voc, splits):
-    "Have these splits lists, and all listed pictures masks?"
-    try:
-        return all(_mask_files(voc, _read_split(voc, split)) for split in splits)
-    except FileNotFoundError:
-        return False
+def _listed_masks(root, split): return _mask_files(_voc_root(root), _read_split(_voc_root(root), split))
 
 def _augment(voc, sbd, workers, progress):
     "SegmentationClassAug and train_aug.txt."
@@ -336,8 +306,8 @@ def _augment(voc, sbd, workers, progress):
     listed = [i for split in ("train", "val") for i in (sbd/f"{split}.txt").read_text(encoding="utf-8").split()]
     ids = train_aug(_read_split(voc, "train"), val, _plain(listed, sbd))
     pictures = _image_files(voc, ids + val)
-    fixed = map(repeat, (voc, sbd))
-    built = parallel_map(_voc_mask, ids + val, pictures.values(), *fixed, workers=workers, chunksize=64)
+    build = partial(_voc_mask, voc=voc, sbd=sbd)
+    built = parallel_map(build, ids + val, pictures.values(), workers=workers, chunksize=64)
     list(tqdm(built, total=len(pictures), desc="masks", disable=not progress))  # builds them
     _put_list(voc, "train_aug", ids)
 
@@ -350,8 +320,8 @@ def build_voc(root,               # folder of the archives, or with VOCdevkit; V
     )->Path:                      # VOC2012
     "VOC 2012 and SBD in the field's layout; what is there is kept."
     root = Path(root)
-    has_voc = _has_voc(root)
-    is_built = has_voc and _has_masks(_voc_root(root), ("train_aug", "val"))
+    has_voc = _is_there(_voc_root, root)
+    is_built = all(_is_there(_listed_masks, root, split) for split in ("train_aug", "val"))
     ready = dict(voc=has_voc, test=has_voc and (_lists(_voc_root(root))/"test.txt").exists())
     if not is_built:
         ready["sbd"] = _sbd_folder(root, sbd) is not None
@@ -363,31 +333,33 @@ def build_voc(root,               # folder of the archives, or with VOCdevkit; V
     if tags_from or not has_tags:
         ids = list(dict.fromkeys(_read_split(voc, "train_aug") + _read_split(voc, "val")))
         tags = read_tags(voc, ids, VOC.classes, tags_from or "xml")
-        _put_tags(voc, {i: [VOC.classes[tag] for tag in tags[i]] for i in ids if i in tags})
+        _put_tags(voc, {i: tags[i] for i in ids if i in tags}, VOC.classes)
     return voc
 
+
 # %% ../../nbs/2_data/03_field.ipynb #a4e93447
-def _check_polygon(polygon, hw):
-    "Refuse what cannot be a polygon: pycocotools would fill memory with it."
+def _polygon(polygon, hw)->list: # of floats
+    "A polygon as pycocotools takes it; what cannot be one is refused, as it would fill memory."
     if not isinstance(polygon, (list, tuple, np.ndarray)):
         raise ValueError(f"segmentation: expected polygons as lists of x, y, x, y, ..., got {polygon!r:.40}")
     if len(polygon) % 2:
         raise ValueError(f"segmentation: expected pairs x, y, got a polygon of {len(polygon)} numbers")
     try:
-        far = [x for x in map(float, polygon) if not abs(x) <= 1e5]
+        numbers = list(map(float, polygon))
     except (TypeError, ValueError) as e:
         raise ValueError(f"segmentation: expected numbers, got {polygon!r:.60}") from e
+    far = [x for x in numbers if not abs(x) <= 1e5]
     if far:
         raise ValueError(f"segmentation: expected coordinates in a picture of {hw[1]}x{hw[0]} pixels, got {far[0]}")
+    return numbers
 
 def _region(ann, hw):
     "The pixels of an annotation, (H, W) bool: polygons, plain or packed run lengths."
     rle = _need("pycocotools.mask")
     seg = ann["segmentation"]
     if isinstance(seg, (list, tuple)):
-        for polygon in seg:
-            _check_polygon(polygon, hw)
-        polygons = [list(map(float, polygon)) for polygon in seg if len(polygon) >= 6]  # two points enclose nothing
+        polygons = [_polygon(numbers, hw) for numbers in seg]
+        polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # two points enclose nothing
         nothing = dict(size=list(hw), counts=[hw[0]*hw[1]])
         seg = rle.merge(rle.frPyObjects(polygons, *hw)) if polygons else nothing
     if not isinstance(seg, dict) or not {"counts", "size"} <= set(seg):
@@ -474,7 +446,7 @@ def _check_coco(split, year, n, images, src):
     lost = [info["file_name"] for info in images if info["file_name"] not in there]
     if lost: raise FileNotFoundError(f"{src}: no picture for {len(lost)} of {len(images)}: {_some(lost)}")
 
-def _coco_split(root, split, year, ignore_crowds, copy, workers, progress)->dict: # ID -> class names
+def _coco_split(root, split, year, ignore_crowds, copy, workers, progress)->dict: # ID -> class ids from 0
     "Pictures, masks and list of a split; returns its tags."
     images, by_image, ids = _read_instances(root/"annotations"/f"instances_{split}{year}.json", COCO.classes)
     src = _coco_folder(root, f"{split}{year}").resolve()
@@ -482,13 +454,12 @@ def _coco_split(root, split, year, ignore_crowds, copy, workers, progress)->dict
     images = sorted((info for info in images if by_image.get(info["id"])), key=lambda info: info["file_name"])
     _check_coco(split, year, n, images, src)
     anns = [by_image[info["id"]] for info in images]
-    fixed = map(repeat, (src, root, ids, ignore_crowds, copy))
-    built = parallel_map(_coco_picture, images, anns, *fixed, workers=workers, chunksize=64)
+    build = partial(_coco_picture, src=src, root=root, ids=ids, ignore_crowds=ignore_crowds, copy=copy)
+    built = parallel_map(build, images, anns, workers=workers, chunksize=64)
     list(tqdm(built, total=len(images), desc=split, disable=not progress))  # builds them
     stems = [Path(info["file_name"]).stem for info in images]
     _put_list(root, split, stems)
-    classes = [sorted({ids[ann["category_id"]] for ann in found}) for found in anns]
-    return {i: [COCO.classes[k - 1] for k in found] for i, found in zip(stems, classes)}
+    return {i: sorted({ids[ann["category_id"]] - 1 for ann in found}) for i, found in zip(stems, anns)}
 
 def build_coco(root,                # folder of the archives, or with annotations, train2014 and val2014
                splits=("train", "val"), # which to build
@@ -510,9 +481,8 @@ def build_coco(root,                # folder of the archives, or with annotation
     for split in splits:
         tags = _coco_split(root, split, year, ignore_crowds, copy, workers, progress)
         if tags_from == "masks":
-            seen = read_tags(root, list(tags), COCO.classes, "masks")
-            tags = {i: [COCO.classes[k] for k in found] for i, found in seen.items()}
-        _put_tags(root, tags)
+            tags = read_tags(root, list(tags), COCO.classes, "masks")
+        _put_tags(root, tags, COCO.classes)
     return root
 
 # %% ../../nbs/2_data/03_field.ipynb #2eebe664
@@ -562,28 +532,16 @@ def complete(rows:dict # of `survey`
     return bool(listed) and has_pictures and has_masks
 
 # %% ../../nbs/2_data/03_field.ipynb #cc226d1f
-def _entry(path, name):
-    "A palette PNG as a tar member, (header, bytes): the same bytes for the same mask."
-    file = io.BytesIO()
-    im = Image.fromarray(read_mask(path, VOC.n_classes))
-    im.putpalette(voc_palette().tobytes())
-    im.save(file, "PNG")
-    info = tarfile.TarInfo(name)
-    info.size = file.tell()
-    file.seek(0)
-    return info, file
-
-def _check_result(path, file, picture):
-    "Refuse a mask that the server would refuse."
-    with Image.open(file) as im:
-        w, h = im.size
-        top = int(np.asarray(im).max())
-    want_h, want_w = _picture_size(picture)
-    if (h, w) != (want_h, want_w):
-        raise ValueError(f"{path}: expected {want_w}x{want_h} pixels as the picture, got {w}x{h}")
-    if top >= VOC.n_classes:
-        raise ValueError(f"{path}: expected ids up to {VOC.n_classes - 1}, got {top}; "
+def _checked_mask(path, picture)->np.ndarray: # class ids, (H, W)
+    "A mask as the server takes it."
+    ids = read_mask(path, VOC.n_classes)
+    h, w = _picture_size(picture)
+    if ids.shape != (h, w):
+        raise ValueError(f"{path}: expected {w}x{h} pixels as the picture, got {ids.shape[1]}x{ids.shape[0]}")
+    if ids.max() >= VOC.n_classes:
+        raise ValueError(f"{path}: expected ids up to {VOC.n_classes - 1}, got {ids.max()}; "
                          "the server knows no ignored pixels")
+    return ids
 
 def pack_masks(masks,               # folder of predicted masks, ID.png
                out,                 # archive to write, .tgz or .tar.gz
@@ -596,13 +554,14 @@ def pack_masks(masks,               # folder of predicted masks, ID.png
         raise ValueError(f"{out}: expected a name that ends in .tgz or .tar.gz; the server takes nothing else")
     if competition not in ("comp5", "comp6"):
         raise ValueError(f"competition: expected comp5 or comp6, got {competition!r}")
-    with whole_file(out) as part, tarfile.open(part, "w:gz") as tar:
+    with TemporaryDirectory() as folder, whole_file(out) as part, tarfile.open(part, "w:gz") as tar:
         for i, picture in tqdm(pictures.items(), desc="pack", disable=not progress):
-            path = Path(masks)/f"{i}.png"
-            info, file = _entry(path, f"results/VOC2012/Segmentation/{competition}_test_cls/{i}.png")
-            _check_result(path, file, picture)
-            file.seek(0)
-            tar.addfile(info, file)
+            png = Path(folder)/"mask.png"
+            save_mask(png, _checked_mask(Path(masks)/f"{i}.png", picture))
+            info = tarfile.TarInfo(f"results/VOC2012/Segmentation/{competition}_test_cls/{i}.png")
+            info.size = png.stat().st_size  # nothing else of the file goes in: the same bytes for the same masks
+            with open(png, "rb") as file:
+                tar.addfile(info, file)
     return Path(out)
 
 def pack_voc(masks,               # folder of predicted masks, ID.png
