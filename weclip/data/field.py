@@ -153,7 +153,6 @@ def unpack(archive,            # tar, tar.gz or zip
         raise ValueError(f"{archive}: expected a complete archive, got one that is damaged or cut short ({e}); "
                          "delete it and fetch it again") from e
 
-
 # %% ../../nbs/2_data/03_field.ipynb #a31cd642
 def _wanted(lost, root, download):
     "What to bring, and where to."
@@ -171,7 +170,6 @@ def _wanted(lost, root, download):
 
 def _obtain(root, ready, download, progress):
     "Fetch if asked, check and unpack archives; `ready`: key of `ARCHIVES` -> is its content in place without it?"
-    root = Path(root)
     lost = []
     for key, is_there in ready.items():
         archive = ARCHIVES[key]
@@ -288,7 +286,6 @@ def _put_tags(root, tags, names):
     if new != old:
         write_json(path, {i: [names[k] for k in found] for i, found in new.items()}, indent=0)
 
-
 # %% ../../nbs/2_data/03_field.ipynb #114dee4d
 def _is_there(find, *args)->bool:
     "Does a search end without a FileNotFoundError?"
@@ -336,7 +333,6 @@ def build_voc(root,               # folder of the archives, or with VOCdevkit; V
         _put_tags(voc, {i: tags[i] for i in ids if i in tags}, VOC.classes)
     return voc
 
-
 # %% ../../nbs/2_data/03_field.ipynb #a4e93447
 def _polygon(polygon, hw)->list: # of floats
     "A polygon as pycocotools takes it; what cannot be one is refused, as it would fill memory."
@@ -360,8 +356,8 @@ def _region(ann, hw):
     if isinstance(seg, (list, tuple)):
         polygons = [_polygon(numbers, hw) for numbers in seg]
         polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # two points enclose nothing
-        nothing = dict(size=list(hw), counts=[hw[0]*hw[1]])
-        seg = rle.merge(rle.frPyObjects(polygons, *hw)) if polygons else nothing
+        if not polygons: return np.zeros(hw, bool)
+        seg = rle.merge(rle.frPyObjects(polygons, *hw))
     if not isinstance(seg, dict) or not {"counts", "size"} <= set(seg):
         raise ValueError(f"segmentation: expected polygons or run lengths (counts, size), got {seg!r:.60}")
     if isinstance(seg["counts"], list):
@@ -436,23 +432,19 @@ def _has_instances(root, splits, year):
 def _coco_folder(root, name): # None: there is none
     return next((p for p in (root/name, root/"images"/name, root/"JPEGImages"/name) if p.is_dir()), None)
 
-def _check_coco(split, year, n, images, src):
-    "Refuse annotations with another number of pictures than the published ones, and pictures that are not there."
+def _coco_split(root, split, year, ignore_crowds, copy, workers, progress)->dict: # ID -> class ids from 0
+    "Pictures, masks and list of a split; returns its tags."
+    infos, by_image, ids = _read_instances(root/"annotations"/f"instances_{split}{year}.json", COCO.classes)
+    images = sorted((info for info in infos if by_image.get(info["id"])), key=lambda info: info["file_name"])
     wanted = SIZES["coco"][split]
-    if (year, n) in ((2014, 82_783), (2014, 40_504)) and len(images) != wanted:
-        raise ValueError(f"{split}: expected {wanted:,} pictures with objects among {n:,}, got {len(images):,}; "
-                         "the annotations are not the published ones")
+    is_full = year == 2014 and len(infos) in (82_783, 40_504)
+    if is_full and len(images) != wanted:
+        raise ValueError(f"{split}: expected {wanted:,} pictures with objects among {len(infos):,}, "
+                         f"got {len(images):,}; the annotations are not the published ones")
+    src = _coco_folder(root, f"{split}{year}").resolve()
     there = {p.name for p in src.iterdir()}
     lost = [info["file_name"] for info in images if info["file_name"] not in there]
     if lost: raise FileNotFoundError(f"{src}: no picture for {len(lost)} of {len(images)}: {_some(lost)}")
-
-def _coco_split(root, split, year, ignore_crowds, copy, workers, progress)->dict: # ID -> class ids from 0
-    "Pictures, masks and list of a split; returns its tags."
-    images, by_image, ids = _read_instances(root/"annotations"/f"instances_{split}{year}.json", COCO.classes)
-    src = _coco_folder(root, f"{split}{year}").resolve()
-    n = len(images)
-    images = sorted((info for info in images if by_image.get(info["id"])), key=lambda info: info["file_name"])
-    _check_coco(split, year, n, images, src)
     anns = [by_image[info["id"]] for info in images]
     build = partial(_coco_picture, src=src, root=root, ids=ids, ignore_crowds=ignore_crowds, copy=copy)
     built = parallel_map(build, images, anns, workers=workers, chunksize=64)

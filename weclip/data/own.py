@@ -61,7 +61,6 @@ def _is_picture(file)->bool:
         return False
     return True
 
-
 # %% ../../nbs/2_data/02_own.ipynb #3e489b1d
 _SYSTEM = set("""thumbs.db ehthumbs.db desktop.ini .ds_store .directory .nomedia .picasa.ini picasa.ini
 .gitignore .gitattributes .gitkeep .keep
@@ -96,7 +95,6 @@ def _what(file:Path)->str: # one of the words above
         return _CLOSED
     except OSError:  # gone, or a loop
         return _DEAD
-
 
 # %% ../../nbs/2_data/02_own.ipynb #4bed35a1
 class Listing(NamedTuple):
@@ -174,7 +172,6 @@ def inside(folder, # of pictures
         raise ValueError(f"{name!r}: expected a path below {folder}, relative to it, without '..' or a drive")
     return Path(folder)/name.replace("\\", "/")
 
-
 # %% ../../nbs/2_data/02_own.ipynb #a4eb617c
 def _text(path)->str:
     "A file of tags as text."
@@ -212,18 +209,15 @@ class _Table(NamedTuple):
     @property
     def rows(self): return [cells for _, cells in self.lines[1:]]
 
-def _separator(text:str)->str:
-    "Tab, comma or semicolon: the first of them that stands outside quotes in the first line that has one."
-    bare = re.sub(r'(^|[,;\t])[ ]*"(?:[^"]|"")*"', r"\1", text, flags=re.M)
-    return next((sep for line in bare.splitlines() for sep in "\t,;" if sep in line), ",")
-
 def _table(path)->_Table:
-    "A CSV in UTF-8."
+    "A CSV in UTF-8, its separator the first tab, comma or semicolon that stands outside quotes."
     text = _text(path)
     excel = re.match(r"\s*sep=(.)\s*\n", text)  # what Excel reads as the separator
-    sep = excel[1] if excel else _separator(text)
     if excel:
         text = text[excel.end():]
+    bare = re.sub(r'(^|[,;\t])[ ]*"(?:[^"]|"")*"', r"\1", text, flags=re.M)
+    found = (sep for line in bare.splitlines() for sep in "\t,;" if sep in line)
+    sep = excel[1] if excel else next(found, ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, strict=True, skipinitialspace=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
@@ -233,7 +227,6 @@ def _table(path)->_Table:
     lines = [(n, cells) for n, cells in lines if any(cells)]
     if not lines: raise ValueError(f"{path}: expected a line per picture (file,tags), got an empty file")
     return _Table(path, sep, lines)
-
 
 # %% ../../nbs/2_data/02_own.ipynb #6932324b
 _FILES = """file filename files filenames filepath filepaths fname imagefile imagefilename imagepath imagename imageid
@@ -334,7 +327,6 @@ def _onehot_rows(table:_Table, file:int, hot:list)->list:
     _log.warning("%s: %s", table.path, line)
     return rows
 
-
 # %% ../../nbs/2_data/02_own.ipynb #74d0f216
 def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";"; or file and a column of 0 and 1 for each class
     )->list:      # (name, tags as written) of each line
@@ -358,9 +350,7 @@ def rows_csv(path # of a CSV in UTF-8: file, tags separated by ";"; or file and 
     return rows
 
 # %% ../../nbs/2_data/02_own.ipynb #e82fa5b0
-def _clean(tag:str)->str:
-    "Composed letters, single blanks."
-    return " ".join(unicodedata.normalize("NFC", tag).split())
+def _composed(name:str)->str: return unicodedata.normalize("NFC", name)
 
 _LEAVE_EMPTY = "; a word such as 'nan' or 'None' stands for an empty cell: leave it empty where a picture has no tag"
 
@@ -372,7 +362,7 @@ def spellings(written:Counter, # tag as written -> times
     if names is not None: return _listed(written, names, where)
     same = defaultdict(Counter)  # spellings of one class
     for tag, n in written.items():
-        same[folded(tag)][_clean(tag)] += n
+        same[folded(tag)][_composed(" ".join(tag.split()))] += n
     for tag in (tag for group in same.values() for tag in group):
         _check_name(tag, where)
     _refuse_numbers(same, where)
@@ -435,8 +425,6 @@ def read_rows(tags,        # file of tags, "folders", or {file: [tag, ...]}
         raise ValueError(f"{tags}: holds no names; say which classes they are: voc, coco or a YAML file")
     if not Path(tags).is_file(): raise FileNotFoundError(f"{tags}: expected a file of tags, found no such file")
     return [(name, [classes.classes[k] for k in t]) for name, t in read_onehot(tags, classes.classes).items()]
-
-def _composed(name:str)->str: return unicodedata.normalize("NFC", name)
 
 def _composed_stem(name:str)->str: return _composed(stem(name))
 
@@ -527,7 +515,6 @@ def _empty_folders(folder, files)->dict: # as `told` takes it
     subs = sorted(sub.name for sub in Path(folder).iterdir() if sub.is_dir())
     empty = [sub for sub in subs if sub not in tops and not sub.startswith(".") and not _is_system(sub)]
     return {"sub-folders without pictures of their own, no classes": empty}
-
 
 # %% ../../nbs/2_data/02_own.ipynb #bb0d8531
 class Found(NamedTuple):
