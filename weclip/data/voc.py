@@ -168,7 +168,8 @@ def class_set(found:dict, # what a YAML file holds: `classes`, perhaps `name`, `
     if not background or not all(map(_is_text, (*background, name, template))):
         raise ValueError("expected text as name and template, and at least one background word, "
                          f"got {short([background, name, template])}")
-    return ClassSet(name, names, prompts, background, template, [_colour(row) for row in rows])
+    colours = tuple(map(_colour, rows))
+    return ClassSet(name, names, prompts, tuple(background), template, colours)
 
 def _listed(x, what:str)->list:
     if isinstance(x, list): return x
@@ -200,8 +201,8 @@ def _colour(row:dict)->tuple: # red, green, blue, 0..255; None where the row has
     except (ValueError, TypeError):
         rgb = ()
     if len(rgb) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in rgb):
-        raise ValueError("colour: expected '#rrggbb' in quotes, a name such as tomato, or [red, green, blue] of 0..255, "
-                         f"got {short(colour)}")
+        raise ValueError("colour: expected '#rrggbb' in quotes, a name such as tomato, or [red, green, blue] of "
+                         f"0..255, got {short(colour)}")
     return rgb
 
 # %% ../../nbs/2_data/01_voc.ipynb #4b00d9fb
