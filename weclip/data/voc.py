@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAG_SOURCES', 'get_classes', 'class_set', 'read_onehot', 'read_tags', 'Sample', 'SegData', 'open_data', 'NoObject',
-           'no_object', 'check_objects', 'check_files', 'Batch', 'collate', 'view_key', 'Stream', 'batches']
+           'check_objects', 'check_files', 'Batch', 'collate', 'view_key', 'Stream', 'batches']
 
 # %% ../../nbs/2_data/01_voc.ipynb #8ecae6a5
 from collections import Counter
@@ -155,47 +155,40 @@ def class_set(found:dict, # what a YAML file holds: `classes`, perhaps `name`, `
     if not isinstance(found, dict) or "classes" not in found or set(found) - optional - {"classes"}:
         got = sorted(map(str, found)) if isinstance(found, dict) else short(found)
         raise ValueError(f"expected `classes` and perhaps {sorted(optional)}, got {got}")
-    rows = [row if isinstance(row, dict) else dict(name=row) for row in _listed(found["classes"], "classes")]
-    bad = [row for row in rows if not _is_row(row)]
-    if bad:
-        raise ValueError(f"expected a class as text or as {{name, prompt, colour}}, got {short(bad[0])} "
-                         "(quote words YAML reads as values, as 'no')")
-    names = tuple(row["name"] for row in rows)
-    prompts = tuple(",".join(_asked(row)) for row in rows)
+    rows = [_class_row(row) for row in _listed(found["classes"], "classes")]
+    names, prompts, colours = zip(*rows)
     background = _listed(found.get("background", _far_from(names + prompts)), "background")
     name = found.get("name", stem)
     template = found.get("template", VOC.template)
-    if not background or not all(map(_is_text, (*background, name, template))):
-        raise ValueError("expected text as name and template, and at least one background word, "
-                         f"got {short([background, name, template])}")
-    colours = tuple(map(_colour, rows))
+    if not all(map(_is_text, (*background, name, template))):
+        raise ValueError("expected text as name, template and background words, "
+                         f"got {short([name, template, background])}")
     return ClassSet(name, names, prompts, tuple(background), template, colours)
 
+def _is_text(x)->bool: return isinstance(x, str) and bool(x.strip())
+
 def _listed(x, what:str)->list:
-    if isinstance(x, list): return x
-    raise ValueError(f"{what}: expected a list, as [cat, dog] or a line '- cat' each, got {short(x)}")
+    if isinstance(x, list) and x: return x
+    raise ValueError(f"{what}: expected a list of at least one, as [cat, dog] or a line '- cat' each, got {short(x)}")
 
 def _far_from(texts:tuple)->list:
     "VOC's background words that are no word of `texts`."
     words = set(" ".join(texts).replace(",", " ").lower().split())
     return [word for word in VOC.background if word not in words]
 
-def _is_text(x)->bool: return isinstance(x, str) and bool(x.strip())
+def _class_row(row)->tuple: # (name, prompt, colour or None)
+    "What a YAML file says of one class."
+    row = row if isinstance(row, dict) else dict(name=row)
+    asked = row.get("prompt", row.get("name"))
+    words = asked if isinstance(asked, list) else [asked]
+    is_known = set(row) <= {"name", "prompt", "colour"}
+    if not is_known or not words or not all(map(_is_text, [row.get("name"), *words])):
+        raise ValueError(f"expected a class as text or as {{name, prompt, colour}}, got {short(row)} "
+                         "(quote words YAML reads as values, as 'no')")
+    return row["name"], ",".join(words), _colour(row["colour"]) if "colour" in row else None
 
-def _asked(row:dict)->list:
-    "The words to ask for a class."
-    prompt = row.get("prompt", row.get("name"))
-    return prompt if isinstance(prompt, list) else [prompt]
-
-def _is_row(row:dict)->bool:
-    "Text for a name, and for what else there is: text or a list of it."
-    words = _asked(row)
-    return set(row) <= {"name", "prompt", "colour"} and bool(words) and all(map(_is_text, [row.get("name"), *words]))
-
-def _colour(row:dict)->tuple: # red, green, blue, 0..255; None where the row has no colour
-    "A class's colour from '#rrggbb', a colour's English name, or three numbers."
-    if "colour" not in row: return None
-    colour = row["colour"]
+def _colour(colour # "#rrggbb", a colour's English name, or three numbers
+    )->tuple:      # red, green, blue, 0..255
     try:
         rgb = ImageColor.getrgb(colour) if isinstance(colour, str) else tuple(colour)
     except (ValueError, TypeError):
@@ -216,10 +209,9 @@ class _OnehotReader(pickle._Unpickler):
     "Builds nothing but dictionaries, lists, text and `_Numpy`."
     # an opcode that fills more memory than the file holds is left out
     dispatch = {op: f for op, f in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]}
-    numpy = {("numpy", "ndarray"), ("numpy", "dtype"),
-             *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar"))}
     def find_class(self, module, name):
-        if (module, name) in self.numpy: return _Numpy
+        is_numpy = module.split(".")[0] == "numpy"
+        if is_numpy and name in ("ndarray", "dtype", "scalar", "_reconstruct"): return _Numpy
         if (module, name) == ("_codecs", "encode"): return lambda text, _: text.encode("latin1")  # bytes in old pickles
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no file of tags needs")
 
@@ -439,19 +431,14 @@ def _tagged(tags, ids, names, split, strict):
 class NoObject(ValueError):
     "Masks in which no class but background occurs, so that they mean nothing."
 
-def no_object(n, # masks
-    )->NoObject: # to be raised
-    "Why a set of masks means nothing."
-    return NoObject(f"no object class occurs in any of the {n:,} masks: every pixel is background (0) or "
-                    f"{IGNORE_INDEX}, which is ignored; expected the class ids 1, 2, ... where there are objects "
-                    f"(are objects marked {IGNORE_INDEX}?)")
-
-def _has_object(mask:np.ndarray)->bool: return bool(((mask > 0) & (mask < IGNORE_INDEX)).any())
-
 def check_objects(data:SegData # with masks
     )->None:
     "Refuse masks in which no class but background occurs: they would score themselves, and teach background."
-    if not any(_has_object(data.read_mask(i)) for i in data.ids): raise no_object(len(data))
+    masks = map(data.read_mask, data.ids)
+    if any(((mask > 0) & (mask < IGNORE_INDEX)).any() for mask in masks): return
+    raise NoObject(f"no object class occurs in any of the {len(data):,} masks: every pixel is background (0) or "
+                   f"{IGNORE_INDEX}, which is ignored; expected the class ids 1, 2, ... where there are objects "
+                   f"(are objects marked {IGNORE_INDEX}?)")
 
 def _fault(data, i):
     "Why a picture or its mask cannot be read; None if it can."

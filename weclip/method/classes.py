@@ -6,7 +6,6 @@
 __all__ = ['IGNORE_INDEX', 'VOC', 'COCO', 'SCENES', 'SCENES12', 'CLASS_SETS', 'ClassSet', 'folded', 'is_no_class', 'voc_palette']
 
 # %% ../../nbs/1_method/01_classes.ipynb #9429b352
-from collections import defaultdict
 from dataclasses import dataclass, replace
 import unicodedata
 
@@ -90,10 +89,6 @@ def _check_words(s:ClassSet)->None:
     n = len(s.classes)
     if not n or len(s.prompts) != n:
         raise ValueError(f"prompts: expected one per class, got {len(s.prompts)} for {n} classes")
-    twice = sorted({name for name in s.names if s.names.count(name) > 1})
-    if twice:
-        raise ValueError(f"classes: expected different names, got {twice} twice "
-                         "('background' is always there)")
     t = s.template
     if not isinstance(t, str) or t.count("{}") != 1 or set("{}") & set(t.replace("{}", "")):
         raise ValueError(f"template: expected a text with one {{}}, got {t!r}")
@@ -103,17 +98,15 @@ def _check_words(s:ClassSet)->None:
 
 def _check_names(names)->None:
     "Refuse names that would be taken for one, and words for no class."
-    same = defaultdict(list)
-    for name in names:
-        same[folded(name)].append(name)
-    for alike in same.values():
-        if len(alike) > 1:
-            raise ValueError("classes: expected names that differ in more than case, blanks and "
-                             f"the way accents are stored, got {alike}")
+    seen:dict = {}
     for name in names:
         if is_no_class(name):
             raise ValueError(f"classes: expected names of things, got {name!r}, which is what has "
                              "no class; leave it out")
+        if folded(name) in seen:
+            raise ValueError("classes: expected names that differ in more than case, blanks and "
+                             f"the way accents are stored, got {[seen[folded(name)], name]}")
+        seen[folded(name)] = name
 
 def _check_colours(s:ClassSet)->None:
     "One colour per class, all different; the background is black."
