@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 import weclip.method.model
 from weclip.speed import bench
-from weclip.method.classes import get_classes, voc_palette
+from weclip.method.classes import voc_palette
 from weclip.data.pictures import read_image, read_mask, save_mask
-from weclip.data.voc import open_data, read_onehot
+from weclip.data.voc import get_classes, open_data, read_onehot
 from weclip.data.own import find_images, findings, rows_csv
 from weclip.engine.weights import load_model, read_checkpoint, read_weights, save_model
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint

@@ -1,12 +1,17 @@
 """The sentences we ask CLIP are, token for token, those of the released code."""
-import pytest, torch
+import torch
 from oracle import load, needs_oracle
 from weclip.method.classes import COCO, VOC
 
 @needs_oracle
-@pytest.mark.parametrize("classes,name", [(VOC, "voc"), (COCO, "coco")])
-@pytest.mark.parametrize("kind", ["fg", "bg"])
-def test_tokens(classes, name, kind):
+def test_tokens():
     from open_clip.tokenizer import SimpleTokenizer
-    tokens = SimpleTokenizer()(getattr(classes, f"{kind}_texts"))
-    assert torch.equal(tokens, load("text")[f"{name}_{kind}_tokens"].long())
+    tokenizer = SimpleTokenizer()
+    expected = load("text")
+    odd = []
+    for classes in (VOC, COCO):
+        for kind, texts in (("fg", classes.fg_texts), ("bg", classes.bg_texts)):
+            name = f"{classes.name}_{kind}_tokens"
+            if not torch.equal(tokenizer(texts), expected[name].long()):
+                odd.append(name)
+    assert not odd

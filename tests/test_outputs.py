@@ -301,15 +301,15 @@ def test_letters_that_no_font_has_are_told_once_and_told_apart(monkeypatch, capl
             viz.quantise(viz.show_grid([[np.zeros((9, 9, 3), np.uint8)]], ["猫: 犬"], ["é\n猫"]))
     said = [r.getMessage() for r in caplog.records]
     assert len(said) == 2 and "no font here has 猫" in said[0] and "犬" in said[1] and "Noto" in said[0]
-    assert viz.lettering("猫 1") == (viz.DEJAVU, "\\u732b 1") and viz.lettering("\udce9\n")[1] == "\\udce9\\n"
+    assert viz.lettering("猫 1") == (viz._dejavu(), "\\u732b 1") and viz.lettering("\udce9\n")[1] == "\\udce9\\n"
 
 def test_a_font_of_the_machine_is_taken_where_one_has_the_letters(monkeypatch):
     "Here STIX, which Matplotlib ships, plays the font of another alphabet; a font that draws boxes for everything is passed over."
     from matplotlib import font_manager
     stix = next(f.fname for f in font_manager.fontManager.ttflist if f.fname.endswith("STIXGeneral.ttf"))
-    only = next(iter(viz._letters(stix) - viz._letters(viz.DEJAVU) - set(range(0xE000, 0xF900))))
+    only = next(iter(viz._letters(stix) - viz._letters(viz._dejavu()) - set(range(0xE000, 0xF900))))
     path, text = viz.lettering(chr(only))
-    assert path not in (None, viz.DEJAVU) and text == chr(only) and "LastResort" not in path
+    assert path not in (None, viz._dejavu()) and text == chr(only) and "LastResort" not in path
     assert (strips([chr(only)])[0] < 128).any()
 
 # ---- memory

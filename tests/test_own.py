@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
-from weclip.method.classes import SCENES, VOC, ClassSet, get_classes, voc_palette
-from weclip.data.voc import SegData, check_files
+from weclip.method.classes import SCENES, VOC, ClassSet, voc_palette
+from weclip.data.voc import SegData, check_files, get_classes
 from weclip.data.own import (
     class_counts, find_images, findings, inside, list_folder, open_images, readable,
     rows_csv, stem, told)

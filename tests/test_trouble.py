@@ -27,7 +27,7 @@ def mine(tmp_path_factory, root):
     "A model and a data set whose classes have letters that ASCII lacks; one of the classes occurs nowhere."
     d = tmp_path_factory.mktemp("mine")
     (d/"classes.yaml").write_text(CLASSES, encoding="utf-8")
-    from weclip.method.classes import get_classes
+    from weclip.data.voc import get_classes
     from weclip.method.config import preset
     classes = get_classes(d/"classes.yaml")
     save_model(d/"model.safetensors", build("tiny", preset("scenes", d=16, layers=1, heads=2, classes=classes.name), classes))

@@ -18,9 +18,9 @@ import csv, io, json, logging, os, re, stat, unicodedata
 from PIL import Image
 from tqdm.auto import tqdm
 from ..machine import leads_out
-from ..method.classes import ClassSet, class_set, folded, get_classes, is_no_class
+from ..method.classes import ClassSet, folded, is_no_class
 from .pictures import read_image
-from .voc import SegData, _some, check_files, read_onehot
+from .voc import SegData, _some, check_files, class_set, get_classes, read_onehot
 
 # %% ../../nbs/2_data/02_own.ipynb #60a72d38
 _log = logging.getLogger(__name__)

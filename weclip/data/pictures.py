@@ -192,15 +192,10 @@ def _decode(path, small=False)->tuple: # (RGB, (H, W, 3), uint8; orientation tha
             raise ValueError(f"{path}: expected a complete picture, got one that cannot be decoded ({e}); "
                              "copy or export it again") from e
 
-def read_image(path,       # picture file
-               min_side=1, # refuse pictures with a shorter side than this, in pixels
-    )->np.ndarray:         # RGB, (H, W, 3), uint8
+def read_image(path # picture file
+    )->np.ndarray:  # RGB, (H, W, 3), uint8
     "Read a picture as RGB, upright; transparency becomes white."
-    img = _decode(path)[0]
-    h, w = img.shape[:2]
-    if min(h, w) < min_side:
-        raise ValueError(f"{path}: expected at least {min_side} pixels a side, got {w}x{h}; enlarge it first")
-    return img
+    return _decode(path)[0]
 
 # %% ../../nbs/2_data/00_pictures.ipynb #84eec121
 def save_mask(path,         # PNG to write; its folder is made if needed

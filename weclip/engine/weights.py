@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from ..machine import whole_file
 from ..method.config import Config, from_dict, preset, to_dict
-from ..method.classes import ClassSet, get_classes
+from ..method.classes import ClassSet
 from ..method.clip import FrozenCLIP, text_features
 from ..method.decoder import Decoder
 from ..method.model import WeCLIP
+from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip, tiny_tokenizer
 
 # %% ../../nbs/4_engine/00_weights.ipynb #69d46b23

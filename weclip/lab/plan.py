@@ -17,7 +17,7 @@ from ..machine import cache_dir
 from weclip.method.config import (
     EVALUATION, MODES, PAPER, PROFILES, RECIPES, Config, one_of, preset, run_name, snapshot_file, to_dict,
     with_settings)
-from ..method.classes import get_classes
+from ..method.classes import CLASS_SETS
 from ..world.scenes import write_scenes
 from .paper import TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, TABLE7, WECLIP
 
@@ -341,7 +341,7 @@ def data_root(profile:str, # data set
         cache_dir().mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir()/f"{name}.lock"):
             return write_scenes(cache_dir()/name, train, val, test=sum(test), workers=workers,
-                                classes=get_classes(profile).classes)
+                                classes=CLASS_SETS[profile].classes)
     variable = f"WECLIP_{profile.upper()}"
     if not os.environ.get(variable):
         raise FileNotFoundError(f"{profile}: expected a folder in VOC2012 layout, got none; name it, or set {variable}")

@@ -19,7 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from ..machine import code_digest, made_by
 from ..method.config import one_of
-from ..method.classes import get_classes
+from ..method.classes import CLASS_SETS
 from ..data.voc import open_data
 from .plan import (
     DRAWN, LISTS, TABLES, Grid, Run, chosen, data_root, plan, read_places, run_config, run_parameters)
@@ -39,7 +39,7 @@ def missing_data(profile:str, # data set
     if profile in DRAWN: return ""
     try:
         root = data_root(profile, places.get(profile, ""))
-        open_data(root, LISTS.get(profile, {}).get("train", "train"), get_classes(profile).classes)
+        open_data(root, LISTS.get(profile, {}).get("train", "train"), CLASS_SETS[profile].classes)
     except FileNotFoundError as e:
         return f"{e}\ndownload {DOWNLOADS[profile]}"
     return ""
