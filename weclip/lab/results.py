@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTS', 'STAND_IN', 'result_file', 'read_lines', 'keep_line', 'invented', 'read_results', 'has_files', 'value',
            'mean_sd', 'collect', 'run_spread', 'paired', 'grid_values', 'table_spread', 'Pair', 'orderings', 'Text',
-           'number_table', 'number', 'with_bound', 'as_markdown', 'plural', 'command', 'units', 'show', 'verdicts',
+           'number_table', 'number', 'with_bound', 'as_markdown', 'plural', 'command', 'caption', 'show', 'verdicts',
            'effects', 'summary', 'figure_run', 'kept_name', 'keep_table', 'kept_table', 'vit_cost', 'put_between']
 
 # %% ../../nbs/6_lab/02_results.ipynb #b4dfcd79
@@ -57,11 +57,11 @@ def keep_line(path,       # as `result_file` gives it
 
 # %% ../../nbs/6_lab/02_results.ipynb #b506b392
 def invented(run,     # of `plan`
-             miou=.5, # of all scores, or a function of a `Score`
-             **other  # what the line says instead
+             miou=.5, # of all scores
+             **other  # fields that differ
     )->dict:          # a line of results
     "What a run could have given, for pages and tests."
-    scores = [{**score._asdict(), "miou": miou(score) if callable(miou) else miou} for score in run.scores]
+    scores = [{**score._asdict(), "miou": miou} for score in run.scores]
     return dict(name=run.name, config=to_dict(run_config(run)), seed=run.seed, code=code_digest(), blind=[],
                 scores=scores, train_minutes=2, minutes=3, peak_gib=1., n_learnable=1) | other
 
@@ -245,20 +245,18 @@ def orderings(cells,  # of `collect`
     )->list:          # of `Pair`, the paper's largest difference first
     "What became of the paper's ordering of each pair of rows."
     ours = [c for c in cells if c["column"] == column and c["mean"] is not None]
-    rows = [c for c in ours if isinstance(c["paper"], (int, float))]
-    n_pairs = len(rows)*(len(rows) - 1)//2
-    pairs = [_pair(a, b, spread, n_pairs) for a, b in combinations(rows, 2)]
+    rows = [c for c in ours if isinstance(c["paper"], _NUMBER)]
+    both = [sorted(two, key=lambda c: -c["paper"]) for two in combinations(rows, 2)]
+    pairs = [_pair(better, worse, *paired(better["values"], worse["values"], spread, len(both)))
+             for better, worse in both]
     return sorted(pairs, key=lambda pair: -pair.paper)
 
-def _pair(a, b, spread, n_pairs)->Pair:
-    if a["paper"] < b["paper"]:
-        a, b = b, a
-    ours, bound = paired(a["values"], b["values"], spread, n_pairs)
+def _pair(better, worse, ours, bound)->Pair:
     verdict = "appears" if ours > 0 else "reversed"
     if not abs(ours) > bound:
         verdict = "not resolved"  # also where there is no bound
-    seeds = len(a["values"].keys() & b["values"].keys())
-    return Pair(a["label"], b["label"], a["paper"] - b["paper"], ours, bound, seeds, verdict)
+    seeds = len(better["values"].keys() & worse["values"].keys())
+    return Pair(better["label"], worse["label"], better["paper"] - worse["paper"], ours, bound, seeds, verdict)
 
 # %% ../../nbs/6_lab/02_results.ipynb #a0e3b36a
 class Text(str):
@@ -305,28 +303,27 @@ def as_markdown(cells # of `collect`
     rows:dict = {}
     for c in cells:
         rows.setdefault(c["label"], []).append(c)
-    if any(c["mean"] is None and not c["missing"] for c in cells): return _below(rows.values())
-    columns = list(dict.fromkeys(c["column"] for c in cells))
+    if not all(map(_has_run, cells)): return _below(rows.values())
     printed = {c["column"] for c in cells if c["paper"] is not None}
     head = [""]
-    for column in columns:
-        head += [f"{column}: {what}" for what in (("paper", "ours", "difference") if column in printed else ("ours",))]
-    lines = []
-    for row in rows.values():
-        line = [_named(row[0])]
+    for column in dict.fromkeys(c["column"] for c in cells):
+        head += [f"{column}: {what}" for what in ("paper", "ours", "difference") if column in printed or what == "ours"]
+    lines = [[_named(row[0])] for row in rows.values()]
+    for line, row in zip(lines, rows.values()):
         for c in row:
             line += [number(c["paper"]), _ours(c), _difference(c)] if c["column"] in printed else [_ours(c)]
-        lines.append(line)
     return number_table(head, lines)
+
+def _has_run(c)->bool: return c["mean"] is not None or bool(c["missing"])
 
 def _below(rows)->Text: # published methods, then ours under the paper's line
     lines = []
     for row in rows:
-        has_run = any(c["mean"] is not None or c["missing"] for c in row)
-        label = row[0]["label"]
+        has_run = any(map(_has_run, row))
         lines.append([_named(row[0]) + (", the paper's" if has_run else ""), *(number(c["paper"]) for c in row)])
         if has_run:
-            lines += [[f"**{label}, ours**", *map(_ours, row)], ["difference", *map(_difference, row)]]
+            lines.append([f"**{row[0]['label']}, ours**", *map(_ours, row)])
+            lines.append(["difference", *map(_difference, row)])
     return number_table(["", *(c["column"] for c in row)], lines)
 
 # %% ../../nbs/6_lab/02_results.ipynb #227ba7a0
@@ -346,30 +343,27 @@ def command(name,            # of the table, or several names
     length = "--quick" if grid.quick else f"--seeds {max(grid.seeds)}"
     return f"weclip tables {name} --profile {grid.profile} {recipe}{length}"
 
-def units(seeds # of the runs
-    )->str:
-    "The unit of scores, and what is meant by ±."
-    which = f"seed{plural(len(seeds))} {', '.join(map(str, seeds))}"
-    return f"*Scores are mIoU in %, mean ± standard deviation over {which}.*"
+def caption(grid=SCENES_GRID,  # what is asked for
+            photographs="VOC"  # that drawn scenes stand for: VOC | COCO
+    )->list:                   # of paragraphs
+    "What the numbers are, and what they may be read for."
+    seeds = f"seed{plural(len(grid.used_seeds))} {', '.join(map(str, grid.used_seeds))}"
+    told = [STAND_IN.format(photographs)] if grid.profile in DRAWN else []
+    told.append(f"*Scores are mIoU in %, mean ± standard deviation over {seeds}.*")
+    if grid.quick:
+        told.append("**Quick: next to no training. The numbers mean nothing.**")
+    return told
 
 def show(name,            # of `TABLES`
          grid=SCENES_GRID # what is asked for
     )->Text:
     "A table with its caption, and what it lacks."
-    table, = chosen([name], grid.profile)
-    cells = collect(table, grid)
-    return Text("\n\n".join([*_caption(table, grid), as_markdown(cells), *_lacks(cells, command(name, grid))]))
+    cells = collect(name, grid)
+    return _page(name, grid, cells, as_markdown(cells))
 
-def _caption(table, grid)->list: # paragraphs
-    "What the numbers may be read for."
-    told:list = []
-    is_coco = "coco" in table.profiles and "voc" not in table.profiles
-    if grid.profile in DRAWN:
-        told.append(STAND_IN.format("COCO" if is_coco else "VOC"))
-    told.append(units(grid.used_seeds))
-    if grid.quick:
-        told.append("**Quick: next to no training. The numbers mean nothing.**")
-    return told
+def _page(name, grid, cells, *paragraphs)->Text:
+    photographs = "COCO" if name == "table2" else "VOC"
+    return Text("\n\n".join([*caption(grid, photographs), *paragraphs, *_lacks(cells, command(name, grid))]))
 
 def _lacks(cells, fill)->list: # paragraphs
     "Why cells are empty, each reason once."
@@ -431,8 +425,7 @@ def effects(name,             # of `TABLES`
             column="val"      # whose rows are compared with the first
     )->Text:
     "Each row minus the first, with the bound of what the seeds can tell apart."
-    table, = chosen([name], grid.profile)
-    spread = table_spread(name, grid, table.columns[column])
+    spread = table_spread(name, grid, TABLES[name].columns[column])
     cells = [c for c in collect(name, grid) if c["column"] == column]
     first, *others = cells
     if grid.recipe != "released":
@@ -443,7 +436,7 @@ def effects(name,             # of `TABLES`
         rows.append([_named(c), _ours(c), *_effect(c, first, spread, m)])
     how = _spread_told(*spread) + f" The bounds hold for all {m} rows together (95 %)."
     compared = number_table(["", column, "minus the first", "bound", "resolved"], rows)
-    return Text("\n\n".join([*_caption(table, grid), how, compared, *_lacks(cells, command(name, grid))]))
+    return _page(name, grid, cells, how, compared)
 
 def _effect(c, first, spread, m=1)->list: # three cells
     if c["mean"] is None or first["mean"] is None: return ["–"]*3
@@ -466,12 +459,10 @@ def summary(grid=SCENES_GRID # what is asked for
         has_variants = sum(row.settings is not None for row in table.rows) > 1
         link = f"[{table.name.replace('table', 'Table ')}](experiments/{table.notebook})"
         for c in collect(table, grid):
-            is_ours = c["mean"] is not None or c["missing"]
-            if c["paper"] is None or not is_ours: continue
+            if c["paper"] is None or not _has_run(c): continue
             what = c["label"] if has_variants else c["column"]
             rows.append([f"{link}, {what}", number(c["paper"]), _ours(c), _difference(c)])
-    warning = "**Quick: the numbers mean nothing.**\n\n" if grid.quick else ""
-    return Text(warning + number_table(["", "paper", "ours", "difference"], rows))
+    return number_table(["", "paper", "ours", "difference"], rows)
 
 def figure_run(name,             # of `TABLES`
                grid=SCENES_GRID, # what is asked for; the first seed is shown
