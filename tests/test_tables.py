@@ -21,8 +21,8 @@ from weclip.lab.plan import (
     BLIND, DIFFERENCES, DRAWN, QUICK, QUICK_SIZES, SHORT, SNAPSHOTS, TABLES, Grid, base, keeps_features, plan,
     run_config, run_parameters)
 from weclip.lab.results import (
-    collect, effects, figure_run, has_files, invented, keep_line, kept_table, paired, put_between, read_lines,
-    read_results, result_file, show, summary, table_spread, verdicts, vit_cost)
+    collect, effects, figure_run, has_files, invented, keep_line, kept_table, put_between, read_lines, read_results,
+    result_file, show, summary, verdicts, vit_cost)
 from weclip.lab.runner import MINUTES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -325,7 +325,7 @@ def test_digest_does_not_ask_in_which_module_a_function_stands(monkeypatch):
 
 def test_notebooks_take_the_parameters():
     wanted = {"profile", "seeds", "recipe", "results", "out", "root", "device", "quick"}
-    lacking = {t.name: wanted - parameters(t.notebook) for t in TABLES.values()}
+    lacking = {t.name: wanted - parameters(f"{t.name}.ipynb") for t in TABLES.values()}
     assert not {name: lost for name, lost in lacking.items() if lost}
 
 def test_a_run_takes_what_is_planned():
@@ -459,7 +459,7 @@ def test_readings_of_single_pages(committed):
     every = five_seeds(committed)
     effect = {c["label"]: c["mean"] for c in collect("ours1", committed)}
     released = effect["released code"]
-    one_pair = paired({1: 0, 2: 0, 3: 0}, {1: 0, 2: 0, 3: 0}, table_spread("ours1", every))[1]
+    one_pair = float(row_of(stored("ours2.ipynb", "spread ="), "3 ")[0])
     far = sorted(effect, key=effect.get)
     curves = {row[0]: [[float(x) for x in text.split(" ± ")] for text in row[1:]]
               for row in kept(committed, "why-table6-time-scenes")}

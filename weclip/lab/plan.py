@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 class Table(NamedTuple):
     "A table or figure, and the runs behind it."
-    name: str              # "table4"
+    name: str              # "table4", shown by experiments/table4.ipynb
     title: str             # what it shows
     columns: dict          # column -> `Score`, or the name of a fact
     rows: tuple            # of `Row`
@@ -41,11 +41,6 @@ class Table(NamedTuple):
     data: dict = {}        # profile -> profile whose data and settings it takes instead
     needs: tuple = ()      # what it reads of a run's folder: "model", "snapshots", "masks"
     sizes: tuple = SIZES   # scenes to draw
-
-    @property
-    def notebook(self)->str: # file in experiments/
-        "The page that shows it."
-        return f"{self.name}.ipynb"
 
 # %% ../../nbs/6_lab/01_plan.ipynb #7de5d707
 def _half(cfg:Config): return cfg.iters//2

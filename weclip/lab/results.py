@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'STAND_IN', 'result_file', 'read_lines', 'keep_line', 'invented', 'read_results', 'has_files', 'value',
-           'mean_sd', 'collect', 'run_spread', 'paired', 'grid_values', 'table_spread', 'Pair', 'orderings', 'Text',
-           'number_table', 'number', 'with_bound', 'as_markdown', 'plural', 'command', 'caption', 'show', 'verdicts',
-           'effects', 'summary', 'figure_run', 'kept_name', 'keep_table', 'kept_table', 'vit_cost', 'put_between']
+           'mean_sd', 'collect', 'run_spread', 'paired', 'grid_values', 'Pair', 'Text', 'number_table', 'number',
+           'with_bound', 'plural', 'command', 'caption', 'show', 'verdicts', 'effects', 'summary', 'figure_run',
+           'kept_name', 'keep_table', 'kept_table', 'vit_cost', 'put_between']
 
 # %% ../../nbs/6_lab/02_results.ipynb #b4dfcd79
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 import json
 from filelock import FileLock
 import numpy as np
 from scipy.stats import t as student
 from ..machine import code_digest, json_ready, made_by, markdown_table, whole_file
-from ..method.config import LATER, Score, read_score, to_dict
-from .plan import DRAWN, SCENES_GRID, TABLES, Run, asked, chosen, plan, row_run, run_config
+from ..method.config import LATER, read_score, to_dict
+from .plan import DRAWN, SCENES_GRID, TABLES, VAL, Run, asked, chosen, plan, row_run, run_config
 
 # %% ../../nbs/6_lab/02_results.ipynb #91d9c997
 def result_file(folder, # of the numbers
@@ -141,10 +142,7 @@ def value(result:dict, # as `read_results` gives it
 def mean_sd(xs # numbers
     )->tuple:  # (mean, standard deviation with n - 1; NaN for a single one)
     "Mean and spread of a few runs."
-    n = len(xs)
-    mean = sum(xs)/n
-    if n == 1: return mean, float("nan")
-    return mean, (sum((x - mean)**2 for x in xs)/(n - 1))**.5
+    return fmean(xs), stdev(xs) if len(xs) > 1 else float("nan")
 
 def collect(table,           # `Table` or its name
             grid=SCENES_GRID # what is asked for
@@ -203,9 +201,9 @@ def paired(a,      # seed -> value, of a row
     return difference, float(student.ppf(1 - .025/m, dof))*sd*(2/len(both))**.5
 
 # %% ../../nbs/6_lab/02_results.ipynb #b7496a5a
-def grid_values(grid=SCENES_GRID,        # what is asked for
-                score=Score("val", "ms") # that is compared
-    )->dict:                             # (profile, sizes, iterations) -> settings -> {seed: percent}
+def grid_values(grid=SCENES_GRID, # what is asked for
+                score=VAL["val"]  # that is compared
+    )->dict:                      # (profile, sizes, iterations) -> settings -> {seed: percent}
     "A score of every run from tags that has it, row by row."
     runs = [run._replace(scores=(score,)) for run in plan((), grid) if score in run.scores]
     read = read_results(grid.results, runs)
@@ -220,12 +218,9 @@ def grid_values(grid=SCENES_GRID,        # what is asked for
 def _kind(run:Run)->tuple: # what the runs behind one spread share
     return run.profile, run.sizes, run_config(run).iters
 
-def table_spread(name,                    # of `TABLES`
-                 grid=SCENES_GRID,        # what is asked for
-                 score=Score("val", "ms") # that is compared
-    )->tuple:                             # as `run_spread` gives, without blocks
+def _table_spread(name, grid, column)->tuple: # as `run_spread` gives, without blocks
     "Spread of a run, from all runs on a table's pictures that are as long as its first row's."
-    rows = grid_values(grid, score).get(_kind(plan([name], grid)[0]), {})
+    rows = grid_values(grid, TABLES[name].columns[column]).get(_kind(plan([name], grid)[0]), {})
     return run_spread(rows.values(), blocks=False)
 
 # %% ../../nbs/6_lab/02_results.ipynb #b8006a9f
@@ -239,10 +234,7 @@ class Pair(NamedTuple):
     seeds: int     # that both rows have
     verdict: str   # appears | reversed | not resolved
 
-def orderings(cells,  # of `collect`
-              column, # whose rows are compared
-              spread  # as `run_spread` gives it, in the cells' unit
-    )->list:          # of `Pair`, the paper's largest difference first
+def _orderings(cells, column, spread)->list: # of `Pair`, the paper's largest difference first
     "What became of the paper's ordering of each pair of rows."
     ours = [c for c in cells if c["column"] == column and c["mean"] is not None]
     rows = [c for c in ours if isinstance(c["paper"], _NUMBER)]
@@ -292,14 +284,13 @@ def with_bound(difference, # of two rows, as `paired` gives
 def _ours(c)->str: return number(c["mean"], c["sd"])
 
 def _difference(c)->str:
-    if c["mean"] is None or not isinstance(c["paper"], (int, float)): return "–"
+    if c["mean"] is None or not isinstance(c["paper"], _NUMBER): return "–"
     return number(c["mean"] - c["paper"], signed=True)
 
 def _named(c)->str: return f"{c['label']} ({c['about']})" if c["about"] else c["label"]
 
-def as_markdown(cells # of `collect`
-    )->Text:
-    "A table: paper, ours, difference."
+def _as_markdown(cells)->Text:
+    "A table of `collect`'s cells: paper, ours, difference."
     rows:dict = {}
     for c in cells:
         rows.setdefault(c["label"], []).append(c)
@@ -359,7 +350,7 @@ def show(name,            # of `TABLES`
     )->Text:
     "A table with its caption, and what it lacks."
     cells = collect(name, grid)
-    return _page(name, grid, cells, as_markdown(cells))
+    return _page(name, grid, cells, _as_markdown(cells))
 
 def _page(name, grid, cells, *paragraphs)->Text:
     photographs = "COCO" if name == "table2" else "VOC"
@@ -389,8 +380,8 @@ def verdicts(name,             # of `TABLES`
              column="val"      # whose rows are compared
     )->Text:
     "Which of the paper's orderings appear beyond the spread of the seeds, in words and pair by pair."
-    spread = table_spread(name, grid, TABLES[name].columns[column])
-    pairs = orderings(collect(name, grid), column, spread)
+    spread = _table_spread(name, grid, column)
+    pairs = _orderings(collect(name, grid), column, spread)
     if not pairs: return Text("No pair of rows has results yet.")
     told = [_spread_told(*spread) + _resolution_told(pairs)]
     for verdict in ("appears", "reversed", "not resolved"):
@@ -425,7 +416,7 @@ def effects(name,             # of `TABLES`
             column="val"      # whose rows are compared with the first
     )->Text:
     "Each row minus the first, with the bound of what the seeds can tell apart."
-    spread = table_spread(name, grid, TABLES[name].columns[column])
+    spread = _table_spread(name, grid, column)
     cells = [c for c in collect(name, grid) if c["column"] == column]
     first, *others = cells
     if grid.recipe != "released":
@@ -457,7 +448,7 @@ def summary(grid=SCENES_GRID # what is asked for
     for table in chosen((), grid.profile):
         if not table.name.startswith("table"): continue
         has_variants = sum(row.settings is not None for row in table.rows) > 1
-        link = f"[{table.name.replace('table', 'Table ')}](experiments/{table.notebook})"
+        link = f"[{table.name.replace('table', 'Table ')}](experiments/{table.name}.ipynb)"
         for c in collect(table, grid):
             if c["paper"] is None or not _has_run(c): continue
             what = c["label"] if has_variants else c["column"]
