@@ -66,6 +66,7 @@ def invented(run,     # of `plan`
     return dict(name=run.name, config=to_dict(run_config(run)), seed=run.seed, code=code_digest(), blind=[],
                 scores=scores, train_minutes=2, minutes=3, peak_gib=1., n_learnable=1) | other
 
+# %% ../../nbs/6_lab/02_results.ipynb #77f90c51
 def read_results(folder,  # of the numbers
                  runs,    # of `plan`
                  out=None # folder of the runs' folders, where files that tables need have to be, too; None: not asked
@@ -125,6 +126,7 @@ def has_files(run:Run,  # of `plan`
     wanted = run._replace(files=tuple(files))
     return isinstance(read_results(folder, [wanted], out)[run.name], dict)
 
+# %% ../../nbs/6_lab/02_results.ipynb #da29b762
 FACTS = {
     "train_hours": lambda result: result["train_minutes"]/60,
     "peak_gib": lambda result: result["peak_gib"],
