@@ -177,7 +177,9 @@ def offline(monkeypatch):
 
 def test_folder_round_trip_offline(run, tmp_path, offline, capsys):
     root, path = run
-    (path.parent/"results.json").write_text(json.dumps(dict(miou=dict(single=.25, crf=.5), iou=dict(crf={"bird": .75}), n_val=2)))
+    def record(mode, miou, iou): return dict(split="val", mode=mode, settings={}, miou=miou, iou=iou)
+    scores = [record("single", .25, {}), record("crf", .5, {"bird": .75})]
+    (path.parent/"results.json").write_text(json.dumps(dict(scores=scores, val_split="val", n_val=2)))
     assert main(["hub", "--checkpoint", str(path), "--out", str(tmp_path/"shared"), "--license", "mit"]) == 0
     assert sorted(p.name for p in (tmp_path/"shared").iterdir()) == sorted(FILES)
     card = (tmp_path/"shared"/"README.md").read_text()

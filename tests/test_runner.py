@@ -9,10 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from weclip.machine import code_digest
-from weclip.method.config import to_dict
-from weclip.lab.plan import Grid, plan, read_places, run_config, run_parameters
-from weclip.lab.results import keep_line, read_lines, result_file
+from weclip.lab.plan import Grid, plan, read_places, run_parameters
+from weclip.lab.results import invented, keep_line, read_lines, result_file
 from weclip.lab.runner import Job, execute, find_devices, hold, on_cluster, run_jobs, run_tables, set_up
 from weclip.cli import main
 
@@ -34,12 +32,6 @@ def page(path, *sources):
     kernel = dict(name="python3", display_name="python3", language="python")
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), path)
 
-def answer(run):
-    "A line of results."
-    scores = {f"{split}/{mode}": dict(miou=.5) for split, mode in run.scores}
-    return dict(name=run.name, config=to_dict(run_config(run)), seed=run.seed, code=code_digest(), scores=scores,
-                train_minutes=1, minutes=2, peak_gib=.5, n_learnable=1)
-
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory): return tmp_path_factory.mktemp("drawn")
 
@@ -54,7 +46,7 @@ def grid(tmp_path, drawn, monkeypatch):
     page(tmp_path/"table4.ipynb", "seeds = []\ndevice = ''", "seeds, device")
     page(tmp_path/"results.ipynb", "results = ''", "results")
     for run in RUNS:
-        (out/f"{run.name}.json").write_text(json.dumps(answer(run)))
+        (out/f"{run.name}.json").write_text(json.dumps(invented(run)))
     behave(out, {})
     where = dict(notebooks=tmp_path, out=out, results=tmp_path/"results", device="cpu")
     return dict(names=["table4"], quick=True, workers=2, **where)
@@ -99,14 +91,14 @@ def test_a_failing_run_names_itself_and_stops_no_other(grid):
     assert go(grid)[0] == 0 and [len(starts(grid, name)) for name in (FIRST, SECOND)] == [2, 1]
 
 def test_a_run_that_ends_without_its_numbers(grid):
-    (grid["out"]/f"{FIRST}.json").write_text(json.dumps({**answer(RUNS[0]), "scores": {}}))
+    (grid["out"]/f"{FIRST}.json").write_text(json.dumps({**invented(RUNS[0]), "scores": []}))
     status, said = go(grid)
     assert status == 1 and f"no number: {FIRST}: missing: score" in said
 
 def test_stale_results_are_shown_and_kept_until_asked(grid):
     for run in RUNS:
-        keep_line(table(grid), answer(run))
-    keep_line(table(grid), {**answer(RUNS[0]), "code": "0"*12})
+        keep_line(table(grid), invented(run))
+    keep_line(table(grid), {**invented(RUNS[0]), "code": "0"*12})
     old = grid["out"]/FIRST
     old.mkdir()
     (old/"checkpoint.pt").touch()

@@ -309,8 +309,10 @@ def test_scores_with_null_make_a_card(mine, tmp_path, capsys):
     "A class that occurs nowhere has no IoU: null in scores.json, and `weclip hub` stumbled over it."
     model = str(mine/"model.safetensors")
     scores = tmp_path/"scores.json"
+    def record(mode, miou, iou): return dict(split="val", mode=mode, settings={}, miou=miou, iou=iou)
+    records = [record("ms", None, {}), record("single", .25, {"cup": None})]
     for content, row in ((dict(ms=dict(miou=.5, iou={"background": .5, "cup": None, "猫": None})), "| scales + flip | 50.0 |"), (dict(ms=dict(miou=None, iou={})), "Not given."),
-                         (dict(miou=dict(ms=None, single=.25), iou=dict(single=dict(cup=None)), n_val=2), "| one scale | 25.0 |"), (dict(miou=None), "Not given.")):
+                         (dict(scores=records, val_split="val", n_val=2), "| one scale | 25.0 |"), (dict(scores=[], val_split="val"), "Not given.")):
         scores.write_text(json.dumps(content))
         out = tmp_path/f"m{len(list(tmp_path.iterdir()))}"
         assert main(["hub", "--checkpoint", model, "--results", str(scores), "--out", str(out)]) == 0, capsys.readouterr().err

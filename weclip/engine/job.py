@@ -15,7 +15,7 @@ from pathlib import Path
 import json, os, platform, shutil, subprocess, time
 import numpy as np, open_clip, torch, weclip
 from ..machine import cache_dir, code_digest, device_name, used_gib, write_json
-from ..method.config import MODES, STAGES, TEXTS, Config, preset, read_mode, run_name, snapshot_file, to_dict
+from ..method.config import MODES, STAGES, TEXTS, Config, Score, preset, run_name, snapshot_file, to_dict
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
 from ..data.pictures import save_mask
@@ -121,37 +121,28 @@ def _open(model:WeCLIP, root, split, limit:int=0, tags_from=None, with_masks=Tru
     data = open_data(root, split, c.classes, tags_from, with_masks=with_masks, norm=model.cfg.norm, palette=c.palette())
     return first(data, limit)
 
-def _passes(modes)->list: # (settings, {mode: name}) each
-    "Predictions grouped by the evaluation settings they share: each group comes from one pass."
-    groups = {}
-    for name in modes:
-        mode, settings = read_mode(name)
-        _, named = groups.setdefault(json.dumps(settings), (settings, {}))
-        named[mode] = name
-    return list(groups.values())
-
 def score(model:WeCLIP, # trained
           root,         # VOC2012 folder
           split,        # name of a list of pictures with masks
-          modes,        # of `MODES`, of `STAGES`, or as `config.read_mode` takes them
+          modes,        # of `MODES`, of `STAGES`
           out=None,     # folder for the predicted masks; None: not written
           workers=0,    # processes for DenseCRF; 0: none
           limit=0,      # pictures at most; 0: all
-          cache=None    # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
+          cache=None,   # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
+          settings=None # of the evaluation that differ from the model's; masks are not written then
     )->dict:            # mode -> scores, as `metrics.scores`
-    "All scores wanted on a split."
+    "Scores of a split from one pass of its predictions."
     found = {}
     stages = [m for m in modes if m in STAGES]
     if stages:
         data = _open(model, root, split, limit, tags_from="auto")
         found |= score_stages(model, data, model.cfg.iters > model.cfg.switch, stages=stages)
-    for settings, named in _passes(m for m in modes if m not in stages):
+    predicted = [m for m in modes if m not in stages]
+    if predicted:
         data = _open(model, root, split, limit)
         cached = KeptTokens(cache, model) if cache and not settings else model
-        folder = None if settings else out
-        with evaluated_with(model, settings):
-            by_mode = evaluate(cached, data, workers=workers, out=folder, modes=tuple(named))
-        found |= {named[mode]: s for mode, s in by_mode.items()}
+        with evaluated_with(model, settings or {}):
+            found |= evaluate(cached, data, workers=workers, out=None if settings else out, modes=tuple(predicted))
     return {m: found[m] for m in modes}
 
 # %% ../../nbs/4_engine/07_job.ipynb #67c2d0f3
@@ -248,7 +239,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
             workers=0,               # processes for DenseCRF, and for loading if more than one; 0: none
             cache=None,              # folder for frozen features, as in `train` and `score`
             say=print,               # where messages go
-            scores=None,             # (split, mode) to score instead; None: `modes` and all stages of `val_split`
+            scores=None,             # of `Score`, instead; None: `modes` and all stages of `val_split`
             blind=(),                # splits without masks: predictions are packed for VOC's server, not scored
             snapshots=(),            # iterations after which the model is kept
             sheet=12,                # pictures on the sheet of examples; 0: none
@@ -261,12 +252,12 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     start = time.time()
     check_start(out, resume)  # before anything is written into it
     if scores is None:
-        scores = [(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
+        scores = [Score(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
     if resume and run_found(out) == (cfg.iters, cfg.iters):
         say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split), limit)
-    for split in {s for s, _ in scores} - set(blind):  # what is scored after the training is looked at before it
+    for split in {s.split for s in scores} - set(blind):  # what is scored after the training is looked at before it
         check_set(_open(model, root, split, limit))
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
@@ -280,9 +271,10 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     if sheet and not cfg.supervised:
         labelled = _open(model, root, val_split, tags_from="auto")
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
-    facts |= dict(_facts(model, seen, backbone), n_train=len(data), n_val=len(val), blind=list(blind), scores=found)
-    val_scores = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
-    miou = _write_results(model, out, start, facts, val_scores, seen)
+    facts |= dict(_facts(model, seen, backbone), n_train=len(data), n_val=len(val), val_split=val_split,
+                  blind=list(blind), scores=found)
+    _write_results(model, out, start, facts, seen)
+    miou = {r["mode"]: r["miou"] for r in found if r["split"] == val_split and not r["settings"]}
     say(f"{table(miou)}\nwritten to {out}: {_listed(out)}")
     return miou
 
@@ -294,30 +286,36 @@ def _facts(model:WeCLIP, seen:dict, backbone)->dict:
     return dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
                 n_learnable=model.n_learnable(), backbone=Path(str(backbone)).name)
 
-def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, val_scores:dict, seen:dict)->dict: # row -> mIoU
+def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, seen:dict)->None:
     "`results.json`, and the last report of progress."
-    miou, iou = ({mode: s[name] for mode, s in val_scores.items()} for name in ("miou", "iou"))
     about = about_run(model.cfg, (time.time() - start)/60, next(model.parameters()).device)
-    write_json(out/"results.json", dict(**about, **facts, miou=miou, iou=iou))
+    write_json(out/"results.json", {**about, **facts})
     report_progress(out, "done", model.cfg.iters, model.cfg.iters, **seen)
-    return miou
 
-def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->dict: # "split/mode" -> scores
-    "Splits in turn; those without masks are packed."
-    found = {}
+def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->list: # records: score and numbers
+    "Pass by pass; splits without masks are packed."
+    found = []
     iters = model.cfg.iters
-    for split in dict.fromkeys(s for s, _ in scores):
-        modes = [m for s, m in scores if s == split]
-        say(f"scoring {split}: {', '.join(modes)}")
+    for split, settings, modes in _passes(scores):
+        changed = f" with {settings}" if settings else ""
+        say(f"scoring {split}: {', '.join(modes)}{changed}")
         report_progress(out, f"scoring {split}", iters, iters, **seen)
         if split in blind:
             data = _open(model, root, split, limit, with_masks=False)
             for m in modes:
                 pack_for_server(model, data, out/f"voc-{split}-{m}.tgz", m == "crf", workers)
         else:
-            by_mode = score(model, root, split, modes, out/"masks", workers, limit, cache)
-            found |= {f"{split}/{m}": s for m, s in by_mode.items()}
+            by_mode = score(model, root, split, modes, out/"masks", workers, limit, cache, settings)
+            found += [dict(split=split, mode=m, settings=settings, **numbers) for m, numbers in by_mode.items()]
     return found
+
+def _passes(scores)->list: # (split, settings, modes) each
+    "Scores grouped by what one pass over the pictures gives."
+    groups:dict = {}
+    for s in scores:
+        _, _, modes = groups.setdefault((s.split, json.dumps(s.settings)), (s.split, s.settings, []))
+        modes.append(s.mode)
+    return list(groups.values())
 
 # %% ../../nbs/4_engine/07_job.ipynb #94ae32c7
 def duration(seconds:float # in all

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['SIZES', 'FEW', 'DIFFERENCES', 'VAL', 'VAL_CRF', 'LABELS', 'TEST', 'COST', 'GENERALISE', 'TABLES', 'SHORT', 'QUICK',
            'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'SCENES_GRID', 'BLIND', 'LISTS', 'FEATURES', 'PLACES', 'Row', 'Table',
-           'Grid', 'base', 'Run', 'run_config', 'changes', 'score_name', 'row_run', 'chosen', 'plan', 'keeps_features',
+           'Grid', 'base', 'Run', 'run_config', 'changes', 'asked', 'row_run', 'chosen', 'plan', 'keeps_features',
            'run_parameters', 'read_places', 'data_root']
 
 # %% ../../nbs/6_lab/01_plan.ipynb #4bc9b29d
 from pathlib import Path
 from typing import NamedTuple
-import json, os, tomllib
+import os, tomllib
 from filelock import FileLock
-from ..machine import cache_dir
-from weclip.method.config import (
-    EVALUATION, MODES, PAPER, PROFILES, RECIPES, Config, one_of, preset, run_name, snapshot_file, to_dict,
-    with_settings)
+from ..machine import cache_dir, json_ready
+from ..method.config import (
+    EVALUATION, MODES, PAPER, PROFILES, RECIPES, Config, Score, one_of, preset, run_name, snapshot_file, to_dict)
 from ..method.classes import CLASS_SETS
 from ..world.scenes import write_scenes
 from .paper import TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, TABLE7, WECLIP
@@ -34,19 +33,14 @@ class Row(NamedTuple):
 
 class Table(NamedTuple):
     "A table or figure, and the runs behind it."
-    name: str              # "table4"
+    name: str              # "table4", shown by experiments/table4.ipynb
     title: str             # what it shows
-    columns: dict          # column -> (split, mode)
+    columns: dict          # column -> `Score`, or the name of a fact
     rows: tuple            # of `Row`
     profiles: tuple = ("scenes", "voc")  # that it makes sense for
     data: dict = {}        # profile -> profile whose data and settings it takes instead
     needs: tuple = ()      # what it reads of a run's folder: "model", "snapshots", "masks"
     sizes: tuple = SIZES   # scenes to draw
-
-    @property
-    def notebook(self)->str: # file in experiments/
-        "The page that shows it."
-        return f"{self.name}.ipynb"
 
 # %% ../../nbs/6_lab/01_plan.ipynb #7de5d707
 def _half(cfg:Config): return cfg.iters//2
@@ -84,12 +78,15 @@ DIFFERENCES = (
     ("all slips mended", RECIPES["mended"], "recipe=mended"))
 
 # %% ../../nbs/6_lab/01_plan.ipynb #581199b7
-VAL = {"val": ("val", "ms")}                # §4.4: on val, without CRF
-VAL_CRF = {**VAL, "val + CRF": ("val", "crf")}
-LABELS = {**VAL, "pseudo labels": ("val", "pseudo")}
-TEST = {"test": ("test", "ms"), "test + CRF": ("test", "crf")}
-COST = {"training, h": ("run", "train_hours"), "memory, GiB": ("run", "peak_gib")}
-GENERALISE = {**VAL, "val, one scale": ("val", "single"), "training pictures, one scale": ("train", "single")}
+VAL = {"val": Score("val", "ms")}  # §4.4: on val, without CRF
+VAL_CRF = {**VAL, "val + CRF": Score("val", "crf")}
+LABELS = {**VAL, "pseudo labels": Score("val", "pseudo")}
+TEST = {"test": Score("test", "ms"), "test + CRF": Score("test", "crf")}
+COST = {"training, h": "train_hours", "memory, GiB": "peak_gib"}
+GENERALISE = {
+    **VAL,
+    "val, one scale": Score("val", "single"),
+    "training pictures, one scale": Score("train", "single")}
 
 def _others(methods:tuple): # of `Published`
     return tuple(Row(m.label, None, m.numbers, m.about) for m in methods)
@@ -123,7 +120,7 @@ TABLES = {t.name: t for t in (
     Table("table6", "the refining map", LABELS,
           tuple(Row(label, _MAPS[label], {"val": v}) for label, v in TABLE6.items())),
     Table("table7", "full supervision",
-          {"learnable, M": ("run", "learnable_m"), **VAL, "test": TEST["test"],
+          {"learnable, M": "learnable_m", **VAL, "test": TEST["test"],
            "val + CRF": VAL_CRF["val + CRF"], "test + CRF": TEST["test + CRF"]},
           (*_others(TABLE7), _ours("table7", "ViT-B", supervised=True))),
     Table("figure3", "CAMs over training time", {}, _FIGURE, needs=("model", "snapshots")),
@@ -135,7 +132,7 @@ TABLES = {t.name: t for t in (
           tuple(Row(label, _PARTS[label], {}) for label in ("decoder + RFM", "decoder")), _ALL),
     Table("ours3", "layers, with the paper's visits to a picture", GENERALISE,
           tuple(r._replace(settings={**r.settings, "views": 12}) for r in _LAYERS), ("scenes",), sizes=FEW),
-    Table("ours4", "refining maps, in longer trainings", LABELS,
+    Table("ours4", "refining maps, in longer runs", LABELS,
           tuple(Row(label, {**_MAPS[label], "iters": _longer, "switch": _later}, {"val": TABLE6[label]})
                 for label in ("A_s", "A_f G A_s")), ("scenes",)))}
 
@@ -179,13 +176,13 @@ def base(profile:str,       # data set
 
 # %% ../../nbs/6_lab/01_plan.ipynb #6e763a86
 class Run(NamedTuple):
-    "One distinct training and the scores wanted of it."
+    "One training and the scores wanted of it."
     name: str             # of its result and of its folder
     profile: str          # whose preset and data it takes
     recipe: str           # as in `preset`
     seed: int             # of data order, crops and initial weights
     settings: dict        # on top of preset(profile, recipe, seed=seed)
-    scores: tuple         # (split, mode), sorted
+    scores: tuple         # of `Score`, each once
     used_by: tuple        # "table4: decoder", ...
     sizes: tuple = ()     # pictures of train, val, test; (): all of a data set of photographs
     snapshots: tuple = () # iterations after which the model is kept
@@ -196,23 +193,33 @@ def run_config(run:Run # of `plan`
     "Full settings of a run."
     return preset(run.profile, run.recipe, seed=run.seed, **run.settings)
 
-def changes(row:Row,         # of a table, with settings
-            profile:str,     # whose data and settings it takes
+def changes(table:Table,     # of `TABLES`
+            row:Row,         # of the table, with settings
             grid=SCENES_GRID # what is asked for
     )->tuple:                # two dicts: settings that training reads, settings that only evaluation reads
     "In what a row differs from the grid."
-    plain = base(profile, grid.recipe, grid.quick)
-    values = {k: v(plain) if callable(v) else v for k, v in row.settings.items()}
-    cfg = base(profile, grid.recipe, grid.quick, **values)
+    def settings(**values): return base(_profile(table, grid), grid.recipe, grid.quick, **values)
+    plain = settings()
+    cfg = settings(**{k: v(plain) if callable(v) else v for k, v in row.settings.items()})
     changed = {k: getattr(cfg, k) for k in to_dict(cfg) if getattr(cfg, k) != getattr(plain, k)}
     trained = {k: v for k, v in changed.items() if k not in EVALUATION}
     return trained, {k: v for k, v in changed.items() if k in EVALUATION}
 
-def score_name(mode:str,     # of a column
-               settings:dict # that only evaluation reads
-    )->str:
-    "A mode under a row's evaluation settings; pseudo labels do not read them."
-    return with_settings(mode, settings) if mode in MODES else mode
+def _profile(table, grid)->str: # whose data and settings a table takes
+    return table.data.get(grid.profile, grid.profile)
+
+def asked(table:Table,     # of `TABLES`
+          row:Row,         # of the table
+          grid=SCENES_GRID # what is asked for
+    )->dict:               # column -> `Score`, or the name of a fact
+    "What a row shows: predictions under its settings of the evaluation, which pseudo labels and facts do not read."
+    if row.settings is None: return table.columns
+    evaluated = changes(table, row, grid)[1]
+    found = {}
+    for column, what in table.columns.items():
+        is_prediction = isinstance(what, Score) and what.mode in MODES
+        found[column] = what._replace(settings=evaluated) if is_prediction else what
+    return found
 
 def row_run(table:Table,      # of `TABLES`
             row:Row,          # of the table, with settings
@@ -220,17 +227,21 @@ def row_run(table:Table,      # of `TABLES`
             seed=1            # of the run
     )->Run:
     "The run behind a row."
-    profile = table.data.get(grid.profile, grid.profile)
-    trained, evaluated = changes(row, profile, grid)
+    profile = _profile(table, grid)
+    trained = changes(table, row, grid)[0]
     settings = {**_shared(profile, grid.quick), **trained}
     cfg = preset(profile, grid.recipe, seed=seed, **settings)
-    scores = {(split, score_name(mode, evaluated)) for split, mode in table.columns.values() if split != "run"}
+    scores = [what for what in asked(table, row, grid).values() if isinstance(what, Score)]
     drawn = table.sizes if profile in DRAWN else ()
     sizes = QUICK_SIZES if grid.quick else drawn
     is_full = not trained
     marks = tuple(sorted({max(1, round(part*cfg.iters)) for part in SNAPSHOTS})) if is_full else ()
-    return Run("-".join([run_name(cfg), *map(str, sizes)]), profile, grid.recipe, seed, settings, tuple(sorted(scores)),
+    return Run("-".join([run_name(cfg), *map(str, sizes)]), profile, grid.recipe, seed, settings, _once(scores),
                (f"{table.name}: {row.label}",), sizes, marks, _files(table.needs, marks))
+
+def _once(scores)->tuple: # sorted by their texts
+    by_text = {str(score): score for score in scores}
+    return tuple(by_text[text] for text in sorted(by_text))
 
 def _files(needs:tuple, marks:tuple)->tuple: # paths below the run's folder
     files = dict(model=["model.safetensors"], masks=["masks/ms"], snapshots=[snapshot_file(i) for i in marks])
@@ -265,9 +276,8 @@ def plan(names=(),        # of `TABLES`; (): all that make sense for the profile
 
 def _join(a:Run, b:Run)->Run: # of one name
     "What both want."
-    scores = tuple(sorted({*a.scores, *b.scores}))
     files = tuple(dict.fromkeys(a.files + b.files))
-    return a._replace(scores=scores, used_by=a.used_by + b.used_by, files=files)
+    return a._replace(scores=_once(a.scores + b.scores), used_by=a.used_by + b.used_by, files=files)
 
 # %% ../../nbs/6_lab/01_plan.ipynb #5a81dcd1
 BLIND = {"voc": ("test",)}               # splits without masks: predicted for the server, not scored
@@ -298,10 +308,10 @@ def run_parameters(run:Run,           # of `plan`
     train, val, test = run.sizes if is_drawn else (0, 0, 0)
     limit = 0 if is_drawn or not run.sizes else max(run.sizes)
     return dict(
-        profile=run.profile, recipe=run.recipe, seed=run.seed, settings=json.loads(json.dumps(run.settings)),
+        profile=run.profile, recipe=run.recipe, seed=run.seed, settings=json_ready(run.settings),
         name=run.name, train=train, val=val, test=test, limit=limit,
         root=str(root), clip=clip or ("tiny" if is_drawn else "openai"),
-        scores=[list(s) for s in run.scores], snapshots=list(run.snapshots),
+        scores=[json_ready(score._asdict()) for score in run.scores], snapshots=list(run.snapshots),
         device=str(device), cache=str(cache) if keeps_features(run) else "", out=str(out), results=str(results))
 
 # %% ../../nbs/6_lab/01_plan.ipynb #ac7cfe48

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PAPER', 'PAPER_COCO', 'MENDED', 'RECIPES', 'PROFILES', 'LATER', 'MODES', 'STAGES', 'TEXTS', 'EVALUATION',
-           'Config', 'fit_tower', 'preset', 'to_dict', 'from_dict', 'run_name', 'snapshot_file', 'one_of',
-           'with_settings', 'read_mode']
+           'Config', 'fit_tower', 'preset', 'to_dict', 'from_dict', 'run_name', 'snapshot_file', 'one_of', 'Score',
+           'read_score']
 
 # %% ../../nbs/1_method/00_config.ipynb #94580456
-from ast import literal_eval
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from typing import NamedTuple
 import hashlib, json
 
 # %% ../../nbs/1_method/00_config.ipynb #a711b401
@@ -154,8 +154,10 @@ def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     )->Config:
     "Settings back from JSON; lists become tuples again."
     _check_names(d)
-    settings:dict = {name: tuple(v) if isinstance(v, list) else v for name, v in d.items()}
-    return Config(**settings)
+    return Config(**_with_tuples(d))
+
+def _with_tuples(d:dict)->dict:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in d.items()}
 
 LATER = dict(amp="off", clip_grad=0., cam_floor=0.)  # younger than the first results
 
@@ -194,19 +196,24 @@ TEXTS = {  # what the names of modes and stages mean, for tables and model cards
 EVALUATION = ("long_side", "scales", "tta_flip", "round_to",
               "crf_iters", "crf_pos", "crf_bi")  # fields that training does not read
 
-def with_settings(mode:str,     # of `MODES`
-                  settings:dict # fields of `EVALUATION` that differ
-    )->str:                     # e.g. "ms:round_to=16"
-    "A prediction under other evaluation settings."
-    pairs = ";".join(f"{name}={value!r}" for name, value in sorted(settings.items()))
-    return f"{mode}:{pairs}" if pairs else mode
+class Score(NamedTuple):
+    "What is measured of a model: one prediction or pseudo label of a list of pictures."
+    split: str          # list of pictures: train | val | test
+    mode: str           # of `MODES` or `STAGES`
+    settings: dict = {} # fields of `EVALUATION` that differ from the run's
 
-def read_mode(text:str # as `with_settings` writes it
-    )->tuple:          # (mode, settings)
-    "The inverse of `with_settings`."
-    mode, _, rest = text.partition(":")
+    def __str__(self)->str:
+        changed = ", ".join(f"{name}={value}" for name, value in sorted(self.settings.items()))
+        return f"{self.split}/{self.mode}" + (f" ({changed})" if changed else "")
+
+def read_score(record:dict # has split, mode and settings; further keys, such as mIoU, are ignored
+    )->Score:
+    "A score from JSON, every name in it checked; lists become tuples again."
+    try:
+        split, mode, settings = (record[name] for name in Score._fields)
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"expected a score with split, mode and settings, got {record!r}") from e
     one_of(mode, MODES + STAGES, "mode")
-    pairs = [part.split("=", 1) for part in rest.split(";") if part]
-    for name, _ in pairs:
+    for name in settings:
         one_of(name, EVALUATION, "evaluation setting")
-    return mode, {name: literal_eval(value) for name, value in pairs}
+    return Score(split, mode, _with_tuples(settings))

@@ -23,11 +23,11 @@ from ..engine.weights import ARCH, describe, load_model, read_model, write_model
 def read_scores(results:dict # of `results.json` or `scores.json`; {}: none
     )->dict:                 # mode -> (mIoU, {class: IoU}), fractions
     "Scores of the predictions, from either file."
-    if "miou" not in results:
-        results = {k: {mode: s[k] for mode, s in results.items()} for k in ("miou", "iou")}
-    miou = results["miou"] or {}
-    iou = results.get("iou") or {}
-    return {mode: (miou[mode], iou.get(mode) or {}) for mode in MODES if _exists(miou.get(mode))}
+    by_mode = results
+    if "scores" in results:
+        by_mode = {r["mode"]: r for r in results["scores"] if r["split"] == results["val_split"] and not r["settings"]}
+    found = {mode: (s["miou"], s["iou"]) for mode, s in by_mode.items()}
+    return {mode: found[mode] for mode in MODES if mode in found and _exists(found[mode][0])}
 
 def _exists(x)->bool: # null in a file, NaN in memory: a score that does not exist
     return x is not None and x == x
