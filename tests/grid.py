@@ -1,17 +1,23 @@
 """The whole grid with next to no training, from nothing to the last cell of every page of experiments/.
 
-`python tests/grid.py`, with a folder to keep it.
+`python tests/grid.py`, with a folder to keep it. A kernel would spend most of its time on importing PyTorch, so
+the notebooks are executed by forks of one process that has imported it; each still has a fresh process to itself.
+The three runs that the page of the gates starts have kernels, as all notebooks have outside this test.
 """
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import nbformat
 import papermill
+from execnb.shell import CaptureShell
+from papermill.engines import Engine, papermill_engines
 
+from weclip.cli import main
 from weclip.lab.plan import Grid, plan
 from weclip.lab.results import collect, put_between, read_results
 
@@ -20,6 +26,30 @@ ALONE = ("01_run", "02_gates")  # a run is executed for each training, the gates
 # what a page says instead of what it lacks
 MISSING = ("Not drawn: ", "Not measured: ", "No results yet", "No pair of rows has",
            "is written when the run is made here")
+
+# what the notebooks import, and scikit-learn's lazy parts
+IMPORTED = ("__main__", "weclip.engine.job", "weclip.lab.runner", "weclip.world.classifier", "sklearn.manifold",
+            "sklearn.model_selection", "matplotlib.figure", "timm")
+FORKS = get_context("forkserver")
+
+def executed(notebook, folder):
+    "A notebook with its outputs, those of a failing cell included; the process that executes it ends afterwards."
+    os.chdir(folder)
+    shell = CaptureShell(mpl_format="png")
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    for count, cell in enumerate(codes, 1):
+        cell.outputs = [nbformat.from_dict(output) for output in shell.run(cell.source)]
+        cell.execution_count = count
+        if shell.exc: break
+    return notebook
+
+class Forked(Engine):
+    "A way for papermill to execute notebooks, without kernels."
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
+        "Have the manager's notebook executed."
+        with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+            nb_man.nb = pool.submit(executed, nb_man.nb, os.getcwd()).result()
 
 def unfinished(path):
     "What is wrong with an executed page: cells that did not run, that failed, or that say there is nothing to show."
@@ -35,10 +65,10 @@ def unfinished(path):
     return wrong
 
 def gates(out, results):
-    "The page of the gates, which is no table; it executes three runs of its own."
+    "The page of the gates, which is no table; it executes three runs of its own, in kernels."
     given = dict(quick=True, out=str(out), results=str(results), cache="")
     page = "02_gates.ipynb"
-    papermill.execute_notebook(EXPERIMENTS/page, out/page, given, progress_bar=False, cwd=EXPERIMENTS)
+    papermill.execute_notebook(EXPERIMENTS/page, out/page, given, progress_bar=False)
 
 def ours(results):
     "The full method's mIoU of Table 4, from the run's result."
@@ -63,15 +93,17 @@ def block_of_the_readme(out, results):
 
 def grid(folder):
     "Run it all in a folder; returns what is wrong, one text each."
-    os.environ["WECLIP_CACHE"] = str(folder/"cache")
+    os.chdir(EXPERIMENTS)  # where the page of the gates looks for the notebook of a run
+    os.environ.update(WECLIP_CACHE=str(folder/"cache"), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    FORKS.set_forkserver_preload(IMPORTED)
+    papermill_engines.register(None, Forked)
     out = folder/"runs"
     results = folder/"results"
     out.mkdir(parents=True, exist_ok=True)
     where = ["--workers", "2", "--device", "cpu", "--out", str(out), "--results", str(results)]
-    command = [sys.executable, "-m", "weclip", "tables", "--quick", *where]
     with ThreadPoolExecutor(1) as pool:  # the gates' kernels wait for each other, one core would idle
         beside = pool.submit(gates, out, results)
-        status = subprocess.run(command, cwd=EXPERIMENTS.parent).returncode
+        status = main(["tables", "--quick", *where])
         beside.result()
     if status: return [f"weclip tables --quick: exit code {status}"]
     runs = plan((), Grid(quick=True))

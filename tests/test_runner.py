@@ -72,28 +72,28 @@ def until(true, seconds=120):
 # ---- only what is missing
 
 def test_runs_then_pages_then_only_what_is_missing(grid):
+    "In turn: nothing is there; one run fails and stops no other; it does not fail; it leaves no numbers."
     assert "2 of 2 runs to do" in go(grid, dry_run=True)[1] and not table(grid).exists()
-    status, said = go(grid)
-    assert status == 0 and "2 of 2 runs have numbers" in said
-    assert shown(grid, "table4")["data"]["text/plain"] == "([1, 2, 3], 'cpu')"
-    lines = table(grid).read_text().splitlines()
-    table(grid).write_text("\n".join(line for line in lines if FIRST not in line) + "\n")
-    assert go(grid)[0] == 0 and [len(starts(grid, name)) for name in (FIRST, SECOND)] == [2, 1]
-    assert sorted(table(grid).read_text().splitlines()) == sorted(lines)
-
-def test_a_failing_run_names_itself_and_stops_no_other(grid):
     behave(grid["out"], {FIRST: "raise"})
     status, said = go(grid)
     assert status == 1 and f"failed: {FIRST}: cell 2: ZeroDivisionError: division by zero; see " in said
-    assert [*read_lines(table(grid))[0]] == [SECOND] and (grid["out"]/"table4.ipynb").exists()
-    assert nbformat.read(open(grid["out"]/f"{FIRST}.ipynb"), 4).cells[-1].outputs[-1]["output_type"] == "error"
-    behave(grid["out"], {})
-    assert go(grid)[0] == 0 and [len(starts(grid, name)) for name in (FIRST, SECOND)] == [2, 1]
+    assert [*read_lines(table(grid))[0]] == [SECOND]
+    assert shown(grid, "table4")["data"]["text/plain"] == "([1, 2, 3], 'cpu')"
+    assert shown(grid, FIRST)["output_type"] == "error"
 
-def test_a_run_that_ends_without_its_numbers(grid):
+    behave(grid["out"], {})
+    status, said = go(grid)
+    assert status == 0 and "2 of 2 runs have numbers" in said
+    assert [len(starts(grid, name)) for name in (FIRST, SECOND)] == [2, 1]
+
+    lines = table(grid).read_text().splitlines()
+    kept = [line for line in lines if FIRST not in line]
+    table(grid).write_text("\n".join(kept) + "\n")
     (grid["out"]/f"{FIRST}.json").write_text(json.dumps({**invented(RUNS[0]), "scores": []}))
     status, said = go(grid)
     assert status == 1 and f"no number: {FIRST}: missing: score" in said
+    assert [len(starts(grid, name)) for name in (FIRST, SECOND)] == [3, 1]
+    assert set(kept) < set(table(grid).read_text().splitlines()) and len(lines) == 2
 
 def test_stale_results_are_shown_and_kept_until_asked(grid):
     for run in RUNS:
@@ -127,9 +127,10 @@ def test_the_collecting_page_needs_neither_runs_nor_photographs(grid, tmp_path, 
     with pytest.raises(FileNotFoundError, match="VOCtrainval"):
         go(grid, profile="voc")
 
-def test_a_page_without_a_parameter_is_named(grid, tmp_path):
+def test_a_page_without_a_parameter_is_named(tmp_path):
     page(tmp_path/"01_run.ipynb", "nam = ''", "1")
-    assert "unknown parameter of 01_run.ipynb: 'profile'" in go(grid)[1]
+    job = Job("run", tmp_path/"01_run.ipynb", dict(profile="scenes"), tmp_path/"runs")
+    assert "unknown parameter of 01_run.ipynb: 'profile'" in execute(job, "cpu")
 
 # ---- two runners, and a runner that ends
 
@@ -150,7 +151,9 @@ def is_alive(pid):
     except FileNotFoundError:
         return False
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+KILLED = pytest.param(signal.SIGKILL, id="kill -9", marks=pytest.mark.slow)
+
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, id="Ctrl-C"), KILLED])
 def test_a_second_runner_is_refused_and_one_that_ends_takes_its_kernels_along(grid, how):
     behave(grid["out"], {FIRST: "slow", SECOND: "slow"})
     runner = command(grid)
@@ -203,14 +206,14 @@ def test_what_the_engine_raises_is_a_failure_of_its_job():
     def call(job, device): raise OSError("sbatch: no more jobs")
     assert run_jobs([Job("a", Path(), {}, Path())], ["cpu"], call) == {"a": "OSError: sbatch: no more jobs"}
 
-def test_submitit_with_two_local_workers(tmp_path):
+def test_submitit_with_a_local_worker(tmp_path):
     pytest.importorskip("submitit", reason="needs submitit")
-    page(tmp_path/"fine.ipynb", "device = ''", "device")
-    page(tmp_path/"raises.ipynb", "device = ''", "1/0")
+    page(tmp_path/"raises.ipynb", "device = ''", "print(device); 1/0")
     call, device = on_cluster(dict(cluster="local"), tmp_path/"submitit")
-    jobs = [Job(name, tmp_path/f"{name}.ipynb", {}, tmp_path/"runs") for name in ("fine", "raises")]
-    ended = run_jobs(jobs, [device]*2, call)
-    assert ended == {"fine": "", "raises": "cell 2: ZeroDivisionError: division by zero"}
+    jobs = [Job("raises", tmp_path/"raises.ipynb", {}, tmp_path/"runs")]
+    assert run_jobs(jobs, [device], call) == {"raises": "cell 2: ZeroDivisionError: division by zero"}
+    outputs = nbformat.read(open(tmp_path/"runs"/"raises.ipynb"), 4).cells[-1].outputs
+    assert outputs[0].text == "cpu\n"
 
 # ---- plans and mistakes
 
@@ -222,23 +225,26 @@ def test_photographs_that_are_missing(tmp_path, monkeypatch, capsys):
     where = [*folders, "--device", "cpu", "--seeds", "1", "--workers", "1"]
     assert main(["tables", "table2", "--profile", "coco", "--dry-run", *where]) == 0
     said = capsys.readouterr().out
-    assert "80,000" in said and "24.0 h" in said and "train2014.zip" in said and "WECLIP_COCO" in said
+    assert "80,000 iterations\n" in said and "train2014.zip" in said and "WECLIP_COCO" in said
     assert main(["tables", "table4", "--profile", "voc", *where]) == 2 and "VOCtrainval" in capsys.readouterr().err
     (tmp_path/"weclip.toml").write_text('voc = "photos"\n')
     assert main(["tables", "table4", "--profile", "voc", "--dry-run", *where]) == 0
     said = capsys.readouterr().out
     assert f"{tmp_path/'photos'}: no such folder" in said and "SegmentationClassAug/ID.png" in said
-    assert "60,000 iterations: 9.0 h" in said
+    assert "60,000 iterations\n" in said
 
-@pytest.mark.parametrize("argv, says", [
-    (["tabel4"], "did you mean 'table4'"), (["--profile", "scene"], "'scenes'"),
-    (["--recipe", "release"], "did you mean 'released'"), (["--seeds", "0"], "at least one seed"),
-    (["--config", "nowhere.toml"], "nowhere.toml"), (["--engine", "slurm"], "did you mean 'submitit'"),
-    (["table2", "--profile", "voc"], "expected profile scenes or coco")], ids=" ".join)
-def test_mistakes_are_one_line(argv, says, capsys):
-    assert main(["tables", "--dry-run", "--device", "cpu", *argv]) == 2
-    err = capsys.readouterr().err
-    assert says in err and len(err.splitlines()) == 1
+def test_mistakes_are_one_line(capsys):
+    odd = []
+    for argv, says in (
+            ("tabel4", "did you mean 'table4'"), ("--profile scene", "'scenes'"),
+            ("--recipe release", "did you mean 'released'"), ("--seeds 0", "at least one seed"),
+            ("--config nowhere.toml", "nowhere.toml"), ("--engine slurm", "did you mean 'submitit'"),
+            ("table2 --profile voc", "expected profile scenes or coco")):
+        status = main(["tables", "--dry-run", "--device", "cpu", *argv.split()])
+        err = capsys.readouterr().err
+        if status != 2 or says not in err or len(err.splitlines()) != 1:
+            odd.append((argv, status, err))
+    assert not odd
 
 def test_relative_places_are_meant_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
