@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 
 ORACLE = Path(os.environ.get("WECLIP_ORACLE", Path(__file__).resolve().parents[2]/"shared"/"oracle"))
-needs_oracle = pytest.mark.skipif(not ORACLE.is_dir(), reason=f"no outputs of the authors' code at {ORACLE} (set WECLIP_ORACLE)")
+MISSING = f"no outputs of the authors' code at {ORACLE} (set WECLIP_ORACLE)"
+needs_oracle = pytest.mark.skipif(not ORACLE.is_dir(), reason=MISSING)
 
 @functools.lru_cache
 def load(name):

@@ -1,4 +1,4 @@
-"""Rows of the paper's tables mean what they say, whatever is kept on disk; presets hold the numbers they are named after."""
+"""Rows of the paper's tables mean what they say, cached or not; presets hold the numbers they are named after."""
 import numpy as np
 import pytest
 import torch
@@ -37,17 +37,21 @@ def model_and_batch(root, **settings):
     return model, data, next(batches(data, c.bs, c.seed, views=c.views))
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["before the switch", "after it"])
-@pytest.mark.parametrize("row", TABLE6)
-def test_a_row_of_table_6_is_the_same_map_cached_or_not(root, tmp_path, row, dynamic):
-    "After the switch, A_s was the mean of six maps where they were encoded and of eight where they came from the cache."
-    model, data, batch = model_and_batch(root, **TABLE6[row])
-    kept = FrozenCache(tmp_path, model, data, progress=False)(batch)
-    with torch.no_grad():
-        fresh = model(batch.img, batch.tags, dynamic)
-        cached = model(batch.img, batch.tags, dynamic, frozen=kept)
-    assert (fresh.cam_ref - cached.cam_ref).abs().max() < 1e-2  # half precision on disk; the fault was .1 and more
-    assert (fresh.pseudo != cached.pseudo).float().mean() < 5e-3
+def test_a_row_of_table_6_is_the_same_map_cached_or_not(root, tmp_path):
+    "After the switch, A_s was the mean of six maps where they were encoded, of eight where the cache gave them."
+    differ = []
+    for row, settings in TABLE6.items():
+        model, data, batch = model_and_batch(root, **settings)
+        kept = FrozenCache(tmp_path/row.replace(" ", "_"), model, data, progress=False)(batch)
+        for dynamic in (False, True):
+            with torch.no_grad():
+                fresh = model(batch.img, batch.tags, dynamic)
+                cached = model(batch.img, batch.tags, dynamic, frozen=kept)
+            moved = (fresh.cam_ref - cached.cam_ref).abs().max().item()
+            relabelled = (fresh.pseudo != cached.pseudo).float().mean().item()
+            if not (moved < 1e-2 and relabelled < 5e-3):  # half precision on disk; the fault was .1 and more
+                differ.append(f"{row}, dynamic={dynamic}: {moved:.1e}, {relabelled:.1e} of the labels")
+    assert not differ, "\n".join(differ)
 
 
 def test_the_row_a_s_is_never_dynamic(root):

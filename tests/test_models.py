@@ -6,12 +6,13 @@ from PIL import Image
 from weclip.method.config import Config, preset, run_name
 from weclip.method.classes import SCENES, ClassSet
 from weclip.method.batch import pairs
-from weclip.method.clip import FrozenCLIP, plain_vit
+from weclip.method.clip import FrozenCLIP
 from weclip.method.cam import ROWS, gradcam
 from weclip.method.model import WeCLIP
 from weclip.data.pictures import preprocess, read_mask
 from weclip.world.scenes import write_scenes
-from weclip.engine.weights import ARCH, PLAIN, arch_config, build, describe, load_model, read_model, save_model, write_model
+from weclip.engine.weights import (
+    ARCH, PLAIN, arch_config, build, describe, load_model, plain_vit, read_model, save_model, write_model)
 from weclip.use.hub import FILES, from_pretrained, save_pretrained
 from weclip.use.segmentation import predict
 from weclip.cli import main

@@ -10,7 +10,9 @@ pytestmark = needs_oracle
 def cams(encoded, text):
     tags = [[int(c) - 1 for c in row if c] for row in load("inputs_train")["class_sets"]]
     img_idx, tag_idx = pairs(tags)
-    return gradcam(encoded["model"], encoded["enc"].tokens[-1], encoded["enc"].grid, text["fg"], text["bg"], img_idx, tag_idx), img_idx, tag_idx
+    enc = encoded["enc"]
+    found = gradcam(encoded["model"], enc.tokens[-1], enc.grid, text["fg"], text["bg"], img_idx, tag_idx)
+    return found, img_idx, tag_idx
 
 def compact(rows):
     "Drop the classes an image does not have, as the authors' rows do."
@@ -36,7 +38,7 @@ def test_image_vector(cams, encoded):
 def test_gradient(cams, ours, theirs, rel):
     a = getattr(cams[0], ours)
     b = load("cam_train")[theirs]
-    scale = b.abs().flatten(1).amax(1).view(-1, *[1]*(b.ndim - 1))     # values are tiny: compare relative to each pair's largest
+    scale = b.abs().flatten(1).amax(1).view(-1, *[1]*(b.ndim - 1))  # tiny: relative to each pair's largest
     close(a/scale, b/scale, rel)
 
 def test_cam(cams): close(cams[0].cam, load("cam_train")["gray"], 1e-4)

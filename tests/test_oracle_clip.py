@@ -16,7 +16,8 @@ def test_prompts(encoded):
     assert torch.equal(SimpleTokenizer()(["a clean origami aeroplane."])[0], load("text")["voc_fg_tokens"][0].long())
 
 def test_position_embedding():
-    close(resize_pos(clip_weights()["visual.positional_embedding"], (20, 20))[::8], load("encoder_train")["pos_emb_20x20"], 1e-6)
+    pos = resize_pos(clip_weights()["visual.positional_embedding"], (20, 20))
+    close(pos[::8], load("encoder_train")["pos_emb_20x20"], 1e-6)
 
 def test_normalised_images(encoded): close(encoded["img"][..., ::8, ::8], load("inputs_train")["norm_sub"], 1e-5)
 

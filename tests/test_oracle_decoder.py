@@ -24,7 +24,8 @@ def test_weights_are_the_recorded_ones(decoder):
     ours = decoder.state_dict()
     assert stored.keys() == ours.keys()
     for k, v in ours.items():
-        close(torch.stack((v.double().sum(), v.double().abs().sum(), v.flatten()[0].double())), stored[k], atol=1e-6, rtol=1e-9)
+        v = v.double()
+        close(torch.stack((v.sum(), v.abs().sum(), v.flatten()[0])), stored[k], atol=1e-6, rtol=1e-9)
 
 def test_full_checkpoint_keys():
     "All 388 entries of a released checkpoint, in shape only: the decoder's are found, the rest is left aside."
@@ -41,7 +42,8 @@ def test_full_checkpoint_keys():
 @torch.no_grad()
 def test_fuse(decoder):
     "Eqs. (1)-(2) act on each token alone, so every 16th token of the stored features is enough."
-    tokens = load("encoder_train")["feats_sub"][:, :, 1:]  # (11, 4, 25, 768): tokens 16, 32, ... of 401, token 0 is the class token
+    # (11, 4, 25, 768): tokens 16, 32, ... of 401; token 0 is the class token
+    tokens = load("encoder_train")["feats_sub"][:, :, 1:]
     close(decoder.fuse(tokens, (5, 5)).flatten(2), load("decoder_train")["F_u"].flatten(2)[..., 15::16], atol=1e-4)
 
 @torch.no_grad()

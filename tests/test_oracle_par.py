@@ -12,7 +12,10 @@ IMG_IDX = torch.tensor([0,1,1,2,2,2,3])  # class sets [9], [6,20], [1,11,20], [1
 
 def normalised(rgb): return ((rgb.float() - MEAN)/STD).movedim(-1, 1)
 
-@pytest.mark.parametrize("out,img,mask,iters", [("out","img","mask",20), ("out_1iter","img","mask",1), ("out_resized","img","mask2",20), ("out_const","img_const","mask",20)])
+SMALL = [("out", "img", "mask", 20), ("out_1iter", "img", "mask", 1), ("out_resized", "img", "mask2", 20),
+         ("out_const", "img_const", "mask", 20)]
+
+@pytest.mark.parametrize("out,img,mask,iters", SMALL)
 def test_par(out, img, mask, iters):
     z = load("par_small")
     close(par(z[img], z[mask], iters), z[out], atol=3e-6)

@@ -43,7 +43,7 @@ def test_boxes(thr, key):
             assert any(a <= x0 and b <= y0 and x1 <= c and y1 <= d for a, b, c, d in ours), n
 
 def test_integer_threshold():
-    "The bound is int(thr*max) in double precision at every grey level: a patch at the bound is out, one level above is in."
+    "The bound is int(thr*max) in double precision at every grey level: a patch at it is out, one level above is in."
     for thr in (.4, .7):
         top = torch.arange(2, 256.)
         bound = torch.tensor([float(int(thr*i)) for i in range(2, 256)])

@@ -16,7 +16,7 @@ def pairs(tags:Sequence[Sequence[int]], # 0-based foreground classes of each ima
           device=None                   # where the indices are needed
     )->tuple:                           # img_idx (K,), tag_idx (K,), long
     "One (image, tag) pair for each tag, in image order, classes ascending."
-    rows = [(image, tag) for image, its in enumerate(tags) for tag in sorted(set(its))]
+    rows = [(image, tag) for image, of_image in enumerate(tags) for tag in sorted(set(of_image))]
     both = torch.tensor(rows, dtype=torch.long, device=device).view(-1, 2)  # (K, 2), also for K = 0
     return tuple(both.T.contiguous())
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resize_pos', 'embed', 'plain_encode', 'qkv', 'attend', 'plus', 'mix', 'activate', 'add_mlp', 'patch_attn',
-           'block_forward', 'plain_vit', 'Encoded', 'FrozenCLIP', 'patches', 'encode_tokens', 'text_features']
+           'block_forward', 'Encoded', 'FrozenCLIP', 'patches', 'encode_tokens', 'text_features']
 
 # %% ../../nbs/1_method/03_clip.ipynb #3f20a373
 from collections.abc import Sequence
@@ -135,23 +135,6 @@ def block_forward(block:ResidualAttentionBlock, # open_clip's
     return add_mlp(block, y, block.mlp.c_fc(block.ln_2(y))), seen
 
 # %% ../../nbs/1_method/03_clip.ipynb #0bd25106
-def plain_vit(visual:VisionTransformer # image tower of a CLIP
-    )->VisionTransformer:              # the same tower
-    "Refuse image towers that are not a plain open_clip ViT."
-    if not isinstance(visual, VisionTransformer):
-        raise ValueError("visual: expected open_clip's VisionTransformer, "
-                         f"got {type(visual).__name__} (a timm or convolutional tower)")
-    blocks = visual.transformer.resblocks
-    odd = {"attentional pooling": visual.attn_pool is not None,
-           "no pooling": visual.pool_type not in ("tok", "avg"),
-           "no output projection": visual.proj is None,
-           "patches that are not square": len(set(visual.conv1.stride)) > 1,
-           "blocks with extra norms or scales":
-               not all(isinstance(block, ResidualAttentionBlock) for block in blocks)}
-    found = ", ".join(what for what, is_so in odd.items() if is_so)
-    if found: raise ValueError(f"visual: expected a plain ViT, got one with {found}")
-    return visual
-
 class Encoded(NamedTuple):
     "What the frozen encoder saw."
     tokens: tuple           # output of each block run, class token first, n_blocks x (B, 1+L, D)
@@ -169,7 +152,7 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         self.arch = arch
         self.weights = weights
-        self.visual = plain_vit(clip.visual).requires_grad_(False).eval()
+        self.visual = clip.visual.requires_grad_(False).eval()
         self.patch = self.visual.conv1.stride[0]
         self.heads = self.blocks[0].attn.num_heads
         self.n_blocks = len(self.blocks)
@@ -201,12 +184,6 @@ class FrozenCLIP(nn.Module):
         norm = self.visual.ln_post
         return norm(z.mean(-2)) if self.visual.final_ln_after_pool else norm(z).mean(-2)
 
-    def embed(self,
-        img:Tensor # (B, 3, H, W)
-    )->tuple:      # tokens (B, 1+L, D), grid (h, w)
-        "What block 1 reads."
-        return embed(self.visual, img)
-
     @torch.no_grad()
     def encode(self,
         img:Tensor,             # normalised images, (B, 3, H, W)
@@ -219,7 +196,7 @@ class FrozenCLIP(nn.Module):
         if not (0 < n <= self.n_blocks and 0 <= n_attn <= n):
             raise ValueError(f"expected 1 <= n_blocks <= {self.n_blocks} and "
                              f"0 <= n_attn <= n_blocks, got {n} and {n_attn}")
-        x, grid = self.embed(img)
+        x, grid = embed(self.visual, img)
         size = self.n_patches(img)
         maps = x.new_empty(len(x), n_attn, size, size) if out is None else out
         first_kept = n - n_attn

@@ -240,13 +240,6 @@ class WeCLIP(nn.Module):
         is_on = self.training and self.cfg.amp != "off"
         return torch.autocast(self.text_fg.device.type, AMP[self.cfg.amp], enabled=is_on)
 
-    def train(self, mode:bool=True # False: evaluation, dropout off
-        )->"WeCLIP":               # itself
-        "Only the decoder has a training mode; the encoder stays frozen and in evaluation mode."
-        super().train(mode)
-        self.clip.eval()
-        return self
-
     def n_learnable(self
         )->int: # parameters with a gradient
         "Size of what learns."
@@ -260,10 +253,7 @@ def _patches(tokens:list # of (B, 1+L, D); emptied one by one, so that never all
         tokens[i] = patches(x).contiguous()
     return tuple(tokens)
 
-def _check_parts(clip:FrozenCLIP,   # frozen image tower
-                 text_fg:Tensor,    # text features of the classes, (C-1, E)
-                 classes:ClassSet,  # C-1 classes
-                 cfg:Config,        # n_feats, pool
+def _check_parts(clip:FrozenCLIP, text_fg:Tensor, classes:ClassSet, cfg:Config,
                  decoder:Decoder    # None: nothing to check
     )->None:
     "Raise `ValueError` where the parts of a model do not fit each other."
@@ -282,10 +272,7 @@ def _check_parts(clip:FrozenCLIP,   # frozen image tower
     if got != want:
         raise ValueError(f"decoder: expected (token width, blocks, classes) = {want}, got {got}")
 
-def _check_tags(tags:list,      # 0-based class ids of each image
-                n_images:int,   # B
-                n_fg:int        # C-1
-    )->None:
+def _check_tags(tags:list, n_images:int, n_fg:int)->None:
     "Raise `ValueError` unless there is one list per image, of known classes."
     if len(tags) != n_images:
         raise ValueError(f"tags: expected one list per image, {n_images}, got {len(tags)}")

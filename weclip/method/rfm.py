@@ -117,10 +117,9 @@ def is_dynamic(dynamic:bool,      # after the switch
     return dynamic and (use_aff or use_gate)
 
 def last_maps(attn:Tensor, # A_s, last block last, (B, n, L, L)
-              wanted:int   # maps to take, counted from the last; None: all of them
+              wanted:int   # maps to take, counted from the last
     )->Tensor:             # (B, wanted, L, L)
     "The attention maps of the last blocks; fewer than asked for are refused."
-    if wanted is None: return attn
     n_maps = attn.shape[1]
     if n_maps < wanted:
         raise ValueError(f"attn: expected the maps of {wanted} blocks at least, got {n_maps}; "
@@ -231,7 +230,6 @@ def refine_cam(cam:Tensor,     # M_init, (K, h, w)
         m = m @ trans.mT                                       # each row becomes trans @ row
     return m[img_idx, slots(img_idx)].view_as(cam)
 
-# %% ../../nbs/1_method/06_rfm.ipynb #d3a994ad
 SQUARE = 1024  # patches up to which the transition matrix is multiplied with itself
 
 def rfm(cam:Tensor,               # M_init, (K, h, w), in [0, 1]

@@ -42,7 +42,7 @@ class Predictor(nn.Module):
 
     def embed(self, img:Tensor # RGB, (B, H, W, 3), uint8
         )->tuple:              # tokens (B, 1+L, D), grid (h, w)
-        "As `FrozenCLIP.embed`, without looking at the size."
+        "As `embed` of the method's clip, without looking at the size."
         x = preprocess(img, self.norm)
         if self.small:
             least = self.conv1.kernel_size[0]
