@@ -49,7 +49,8 @@ def test_masks_need_tokens_alone(root, tmp_path):
     batch = next(batches(data, 3, 1, views=2))
     got = kept(batch)
     want = m.tokens(batch.img)
-    assert got.grid == want.grid and all((a - b).abs().max() < 2e-2 for a, b in zip(got.tokens, want.tokens, strict=True))
+    assert got.grid == want.grid
+    assert all((a - b).abs().max() < 2e-2 for a, b in zip(got.tokens, want.tokens, strict=True))
 
 def test_a_stopped_filling_leaves_nothing(root, tmp_path, monkeypatch):
     m = model(views=6)  # 36 crops, 32 at a time

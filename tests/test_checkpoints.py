@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from weclip.method.decoder import Decoder
 from weclip.data.voc import read_onehot
 from weclip.engine.weights import (
-    decoder_from_official, load_clip, load_model, load_released, read_checkpoint, read_model, read_weights, save_model)
+    decoder_from_official, load_clip, load_model, load_released, read_model, read_weights, save_model)
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 from weclip.speed.bench import TINY, inputs
 
@@ -46,8 +46,8 @@ def resume(path):
     model = inputs(quick=True, size=32)[0]
     load_checkpoint(path, model, optimiser(model, model.cfg))
 
-READERS = {"weights": read_weights, "clip": load_clip, "checkpoint": read_checkpoint, "resume": resume,
-           "model": load_model, "onehot": lambda p: read_onehot(p, ("a",)), "released": lambda p: load_released({}, p)}
+READERS = {"weights": read_weights, "clip": load_clip, "resume": resume, "model": load_model,
+           "onehot": lambda p: read_onehot(p, ("a",)), "released": lambda p: load_released({}, p)}
 
 def refusal(read, *args):
     "What a call says when it raises `ValueError`; none where it does not."
@@ -96,7 +96,7 @@ class Hostile(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore")
 def test_archives_are_not_run(tmp_path):
     torch.jit.script(Hostile(str(tmp_path/"ran"))).save(tmp_path/"evil.pt")
-    for read in (read_weights, load_clip, read_checkpoint, load_model, resume):
+    for read in (read_weights, load_clip, load_model, resume):
         with pytest.raises(ValueError, match="evil"):
             read(tmp_path/"evil.pt")
         assert not (tmp_path/"ran").exists()

@@ -159,8 +159,8 @@ def run(small, tmp_path_factory):
     d = tmp_path_factory.mktemp("run")
     root = write_scenes(d/"scenes", train=4, val=2, workers=1)
     assert main(["train", str(root), "--train-split", "train", "--out", str(d/"out"), "--profile", "scenes",
-                 "--clip", "random", "--arch", small, "--device", "cpu", "--amp", "bf16", "--set", "iters=2", "switch=1",
-                 "warmup=1", "d=16", "layers=1", "heads=2", "bs=2", "par_iters=2"]) == 0
+                 "--clip", "random", "--arch", small, "--device", "cpu", "--amp", "bf16",
+                 "--set", "iters=2", "switch=1", "warmup=1", "d=16", "layers=1", "heads=2", "bs=2", "par_iters=2"]) == 0
     return root, d/"out"/"model.safetensors"
 
 def test_the_file_knows_its_tower(small, run, tmp_path, capsys):

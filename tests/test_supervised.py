@@ -1,4 +1,5 @@
-"""What would spoil the page of `supervised`: that nothing of the weak branch runs, that a stopped run resumes, and that padding does not count."""
+"""What would spoil the page of `supervised`: that nothing of the weak branch runs, that a stopped run resumes,
+and that padding does not count."""
 import numpy as np, open_clip, pytest, torch
 import weclip.method.model
 from weclip.method.config import preset
@@ -15,8 +16,9 @@ from weclip.engine.pseudo import score_stages
 
 def toy(**kw):
     torch.manual_seed(0)
-    clip = open_clip.CLIP(16, dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8),
-                          dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)).eval()
+    vision = dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8)
+    words = dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)
+    clip = open_clip.CLIP(16, vision, words).eval()
     small = dict(n_feats=3, d=16, layers=1, heads=2, crop=32, bs=2, iters=6, warmup=2)
     cfg = preset("scenes", **{**dict(supervised=True), **small, **kw})
     text = torch.nn.functional.normalize(torch.randn(14, 16), dim=1)
@@ -25,7 +27,8 @@ def toy(**kw):
 def random_batch(n=2, size=32):
     gen = torch.Generator().manual_seed(1)
     lbl = torch.randint(0, 8, (n, size, size), generator=gen)
-    return Batch(["a"]*n, torch.randn(n, 3, size, size, generator=gen), [[]]*n, lbl, torch.ones_like(lbl, dtype=torch.bool))
+    img = torch.randn(n, 3, size, size, generator=gen)
+    return Batch(["a"]*n, img, [[]]*n, lbl, torch.ones_like(lbl, dtype=torch.bool))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -64,12 +67,17 @@ def test_unlabelled_pixels_carry_no_gradient():
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in model.decoder.parameters())
 
+def interrupt(i, _):
+    "Ctrl-C after the second step."
+    if i == 1: raise KeyboardInterrupt
+
 def test_trains_and_resumes(data, tmp_path):
     whole = toy()
     parts = toy()
     loss = loss_for(whole.cfg)
     history = train(whole, data, tmp_path/"whole", loss=loss, progress=False, log_every=1)
-    train(parts, data, tmp_path/"parts", loss=loss, progress=False, stop=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, data, tmp_path/"parts", loss=loss, progress=False, on_step=interrupt)
     parts = toy()
     train(parts, data, tmp_path/"parts", loss=loss, resume=True, progress=False)
     for a, b in zip(whole.decoder.parameters(), parts.decoder.parameters()):
@@ -78,7 +86,8 @@ def test_trains_and_resumes(data, tmp_path):
     assert h.shape == (6, 5) and (h[:, 1] == h[:, 2]).all() and (h[:, 3] == 0).all()
 
 def test_a_run_keeps_its_supervision(data, tmp_path):
-    train(toy(), data, tmp_path, loss=supervised_loss, progress=False, stop=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), data, tmp_path, loss=supervised_loss, progress=False, on_step=interrupt)
     with pytest.raises(ValueError, match="supervised was True"):
         train(toy(supervised=False), data, tmp_path, loss=weak_loss, resume=True, progress=False)
 
