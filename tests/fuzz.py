@@ -12,7 +12,7 @@ from weclip.method.classes import voc_palette
 from weclip.data.pictures import read_image, read_mask, save_mask
 from weclip.data.voc import get_classes, open_data, read_onehot
 from weclip.data.own import find_images, findings, rows_csv
-from weclip.engine.weights import load_model, read_checkpoint, read_weights, save_model
+from weclip.engine.weights import load_model, read_weights, save_model
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 
 NAMES = ("cat", "dog", "horse")
@@ -268,8 +268,8 @@ def models(tmp):
         i, history = load_checkpoint(path, model, optimiser(model, model.cfg))
         assert isinstance(i, int) and 0 <= i <= model.cfg.iters and isinstance(history, list)
     def tensors(path, read): assert all(isinstance(k, str) for k in read(path))
-    return {"m.safetensors": load_model, "c.pt": run, "d.pth": lambda p: tensors(p, read_checkpoint), "old.pth": lambda p: tensors(p, read_checkpoint),
-            **dict.fromkeys(("clip.pt", "clip.safetensors"), lambda p: tensors(p, read_weights))}
+    return {"m.safetensors": load_model, "c.pt": run,
+            **dict.fromkeys(("d.pth", "old.pth", "clip.pt", "clip.safetensors"), lambda p: tensors(p, read_weights))}
 
 # ---- running them
 

@@ -8,14 +8,16 @@ from weclip.engine.weights import build
 from weclip.engine.cache import FrozenCache, KeptTokens, cache_files
 from weclip.engine.train import train
 from weclip.engine.infer import evaluate
+from weclip.engine.job import open_training
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("data")/"scenes", train=6, val=2, workers=1)
 
-def model(**settings): return build("tiny", preset("scenes", **{**dict(iters=4, switch=2, warmup=1, bs=3, d=32, layers=1, heads=2, views=2), **settings}))
+SMALL = dict(iters=4, switch=2, warmup=1, bs=3, d=32, layers=1, heads=2, views=2)
 
-def training_set(root, m): return open_data(root, "train", m.classes.classes, None if m.cfg.supervised else "auto", with_masks=m.cfg.supervised,
-                                            crop=m.cfg.crop, scale=m.cfg.scale, flip=m.cfg.flip, norm=m.cfg.norm)
+def model(**settings): return build("tiny", preset("scenes", **{**SMALL, **settings}))
+
+def training_set(root, m): return open_training(m, root, "train")
 
 def refuse(*a, **kw): raise AssertionError("the encoder was asked again")
 
@@ -47,7 +49,8 @@ def test_masks_need_tokens_alone(root, tmp_path):
     batch = next(batches(data, 3, 1, views=2))
     got = kept(batch)
     want = m.tokens(batch.img)
-    assert got.grid == want.grid and all((a - b).abs().max() < 2e-2 for a, b in zip(got.tokens, want.tokens, strict=True))
+    assert got.grid == want.grid
+    assert all((a - b).abs().max() < 2e-2 for a, b in zip(got.tokens, want.tokens, strict=True))
 
 def test_a_stopped_filling_leaves_nothing(root, tmp_path, monkeypatch):
     m = model(views=6)  # 36 crops, 32 at a time
@@ -75,7 +78,8 @@ def test_scores_from_kept_tokens(root, tmp_path, monkeypatch):
     def scores(x): return {k: s["miou"] for k, s in evaluate(x, data, modes=("single", "ms"), progress=False).items()}
     want = scores(m)
     kept = KeptTokens(tmp_path, m)
-    assert scores(kept) == pytest.approx(want, abs=5e-3) and len([*kept.folder.glob("*.npy")]) > len(data)
+    assert scores(kept) == pytest.approx(want, abs=5e-3)
+    assert len([*kept.folder.glob("*.npy")]) > len(data)
     monkeypatch.setattr(m, "tokens", refuse)
     assert scores(KeptTokens(tmp_path, m)) == pytest.approx(want, abs=5e-3)
     with pytest.raises(AssertionError, match="asked again"):

@@ -1,5 +1,5 @@
 """Files of weights from strangers: nothing in them is run, and nothing they name leads out of their folder."""
-import hashlib, json, os, pickle, zipfile
+import hashlib, json, os, pickle, re, zipfile
 from typing import Tuple
 
 import numpy as np, open_clip, pytest, torch
@@ -8,19 +8,23 @@ from safetensors.torch import save_file
 from weclip.method.decoder import Decoder
 from weclip.data.voc import read_onehot
 from weclip.engine.weights import (
-    decoder_from_official, load_clip, load_model, load_released, read_checkpoint, read_model, read_weights, save_model)
+    decoder_from_official, load_clip, load_model, load_released, read_model, read_weights, save_model)
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 from weclip.speed.bench import TINY, inputs
 
 class Call:
     "Pickles as a call."
-    def __init__(self, f, *args): self.f, self.args = f, args
+    def __init__(self, f, *args):
+        self.f = f
+        self.args = args
     def __reduce__(self): return self.f, self.args
 
 def payloads(mark):
     "Ways to have a pickle create `mark`."
-    return [Call(os.system, f"touch {mark}"), Call(eval, f"open({str(mark)!r}, 'w')"), Call(open, str(mark), "w"), Call(os.mkdir, str(mark)),
-            Call(torch.save, torch.ones(1), str(mark)), Call(torch.from_file, str(mark), True, 4), Call(np.save, str(mark), np.ones(1))]
+    path = str(mark)
+    return [Call(os.system, f"touch {path}"), Call(eval, f"open({path!r}, 'w')"), Call(open, path, "w"),
+            Call(os.mkdir, path), Call(torch.save, torch.ones(1), path), Call(torch.from_file, path, True, 4),
+            Call(np.save, path, np.ones(1))]
 
 def bare(path, x): path.write_bytes(pickle.dumps(x, 2))
 def zipped(path, x): torch.save(dict(state_dict=dict(weight=x)), path)
@@ -42,21 +46,30 @@ def resume(path):
     model = inputs(quick=True, size=32)[0]
     load_checkpoint(path, model, optimiser(model, model.cfg))
 
-READERS = {"weights": read_weights, "clip": load_clip, "checkpoint": read_checkpoint, "resume": resume, "model": load_model, "onehot": lambda p: read_onehot(p, ("a",)),
-           "released": lambda p: load_released({}, p)}
+READERS = {"weights": read_weights, "clip": load_clip, "resume": resume, "model": load_model,
+           "onehot": lambda p: read_onehot(p, ("a",)), "released": lambda p: load_released({}, p)}
+
+def refusal(read, *args):
+    "What a call says when it raises `ValueError`; none where it does not."
+    try:
+        read(*args)
+    except ValueError as e:
+        return str(e)
 
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
 @pytest.mark.parametrize("write", [bare, zipped, old, array, scripted], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".npy", ".safetensors", ""])
-def test_pickles_are_not_run(tmp_path, write, suffix):
+def test_pickles_are_not_run(tmp_path, write):
     mark = tmp_path/"ran"
-    path = tmp_path/f"evil{suffix}"
-    for k, x in enumerate(payloads(mark)):
-        write(path, x)
-        for name, read in READERS.items():
-            with pytest.raises(ValueError, match="evil"):
-                read(path)
-            assert not mark.exists(), f"{name} ran payload {k}"
+    wrong = []
+    for suffix in (".pt", ".pth", ".npy", ".safetensors", ""):
+        path = tmp_path/f"evil{suffix}"
+        for k, x in enumerate(payloads(mark)):
+            write(path, x)
+            for name, read in READERS.items():
+                told = refusal(read, path)
+                if mark.exists() or "evil" not in (told or ""):
+                    wrong.append((suffix, k, name, told, mark.exists()))
+    assert not wrong
 
 def test_these_payloads_would_do_something(tmp_path):
     for k in range(len(payloads(tmp_path))):
@@ -69,7 +82,8 @@ class Hostile(torch.nn.Module):
     "Writes a file when it is restored."
     def __init__(self, mark:str):
         super().__init__()
-        self.mark, self.weight = mark, torch.nn.Parameter(torch.ones(2))
+        self.mark = mark
+        self.weight = torch.nn.Parameter(torch.ones(2))
     def forward(self, x): return x
     @torch.jit.export
     def __getstate__(self): return self.mark, self.weight, self.training
@@ -82,7 +96,7 @@ class Hostile(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore")
 def test_archives_are_not_run(tmp_path):
     torch.jit.script(Hostile(str(tmp_path/"ran"))).save(tmp_path/"evil.pt")
-    for read in (read_weights, load_clip, read_checkpoint, load_model, resume):
+    for read in (read_weights, load_clip, load_model, resume):
         with pytest.raises(ValueError, match="evil"):
             read(tmp_path/"evil.pt")
         assert not (tmp_path/"ran").exists()
@@ -91,18 +105,20 @@ def test_archives_are_not_run(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_traced_clip_is_read_as_published(tmp_path, monkeypatch):
-    "OpenAI publishes a traced model in float16, with its mask as a tensor that is no weight; nobody else's archive is opened."
+    "OpenAI publishes a traced model, with its mask as a tensor that is no weight; nobody else's archive is opened."
     torch.manual_seed(0)
     clip = open_clip.CLIP(**TINY).eval()
     (tmp_path/"tiny-traced.json").write_text(json.dumps(TINY))
     open_clip.add_model_config(tmp_path/"tiny-traced.json")
-    torch.jit.trace(clip, (torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))), check_trace=False).save(tmp_path/"clip.pt")
+    example = torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))
+    torch.jit.trace(clip, example, check_trace=False).save(tmp_path/"clip.pt")
     with pytest.raises(ValueError, match="none that OpenAI published"):
         read_weights(tmp_path/"clip.pt")
     digest = hashlib.sha256((tmp_path/"clip.pt").read_bytes()).hexdigest()
     monkeypatch.setattr("weclip.engine.weights.published_archives", lambda: {digest})
     archive = read_weights(tmp_path/"clip.pt")
-    assert all(archive[k].equal(v) for k, v in clip.state_dict().items()) and set(archive) - set(clip.state_dict()) <= {"attn_mask"}
+    assert all(archive[k].equal(v) for k, v in clip.state_dict().items())
+    assert set(archive) - set(clip.state_dict()) <= {"attn_mask"}
     back = load_clip(tmp_path/"clip.pt", "tiny-traced").state_dict()
     assert all(back[k].equal(v) for k, v in clip.state_dict().items())
     torch.save({"state_dict": {f"module.{k}": v for k, v in clip.state_dict().items()}}, tmp_path/"wrapped.pt")
@@ -110,7 +126,7 @@ def test_a_traced_clip_is_read_as_published(tmp_path, monkeypatch):
 
 # ---- what a file names
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(): return inputs(quick=True, size=32)[0]
 
 def described(path, model, **change):
@@ -120,26 +136,26 @@ def described(path, model, **change):
     save_file(state, path, metadata=dict(weclip=json.dumps({**about, **change})))
     return path
 
-@pytest.mark.parametrize("name", ["../clip.pt", "/etc/passwd", "sub/clip.pt", "..\\clip.pt", "C:\\clip.pt", "\\\\server\\clip.pt", "..", ".", "", "a\0b", "x"*5000, "laion2b_s32b_b79k", "clip.pt"])
-def test_a_backbone_elsewhere_is_not_read(tmp_path, model, monkeypatch, name):
-    import weclip.engine.weights
-    def refuse(*_): raise AssertionError(f"{name!r} was followed")
-    monkeypatch.setattr(weclip.engine.weights, "build", refuse)
+def test_a_backbone_elsewhere_is_not_read(tmp_path, model, monkeypatch):
+    followed = []
+    monkeypatch.setattr("weclip.engine.weights.build", lambda backbone, *_: followed.append(backbone))
     monkeypatch.chdir(tmp_path)
-    (tmp_path/"models").mkdir()
-    (tmp_path/"models"/"sub").mkdir()
+    (tmp_path/"models"/"sub").mkdir(parents=True)
     for p in ("clip.pt", "models/sub/clip.pt", "laion2b_s32b_b79k"):
         (tmp_path/p).write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"):
-        load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
+    names = ("../clip.pt", "/etc/passwd", "sub/clip.pt", "..\\clip.pt", "C:\\clip.pt", "\\\\server\\clip.pt", "..", ".",
+             "", "a\0b", "x"*5000, "laion2b_s32b_b79k", "clip.pt")
+    for name in names:
+        with pytest.raises(FileNotFoundError, match="neither a tag nor a file beside it; give its weights"):
+            load_model(described(tmp_path/"models"/"m.safetensors", model, backbone=name))
+    assert not followed
 
 def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
-    import weclip.engine.weights
     seen = []
     def build(backbone, cfg, classes, arch):
         seen.append(backbone)
         return model
-    monkeypatch.setattr(weclip.engine.weights, "build", build)
+    monkeypatch.setattr("weclip.engine.weights.build", build)
     (tmp_path/"clip.pt").write_bytes(b"x")
     path = described(tmp_path/"m.safetensors", model, backbone="/somewhere/else/clip.pt")
     load_model(path)
@@ -147,49 +163,81 @@ def test_a_backbone_beside_the_model_is_read(tmp_path, model, monkeypatch):
     load_model(described(path, model, backbone="openai"))
     assert seen == [str(tmp_path/"clip.pt"), "given.pt", "openai"]
 
-@pytest.mark.parametrize("change", [dict(config=[]), dict(config=dict(lr="x")), dict(config=dict(unknown=1)), dict(config=dict(d=10**9)), dict(config=dict(layers=10**9)),
-    dict(config=dict(heads=0)), dict(config=None), dict(classes=None), dict(classes={}), dict(classes=dict(name="a", classes=["a"], prompts=[1])), dict(classes=["a"]), dict(backbone=None, classes=3), dict(fingerprint=None, config=1)])
-def test_a_description_that_is_none(tmp_path, model, change):
-    path = described(tmp_path/"m.safetensors", model)
-    about = read_model(path)[0]
-    if isinstance(change.get("config"), dict):
-        change = dict(config={**about["config"], **change["config"]})
-    with pytest.raises(ValueError, match="m.safetensors: expected a model"):
-        load_model(described(path, model, **change))
+SETTINGS = dict(lr="x"), dict(unknown=1), dict(d=10**9), dict(layers=10**9), dict(heads=0)  # changes of a model's own
+DESCRIPTIONS = (
+    dict(config=[]), dict(config=None), dict(classes=None), dict(classes={}), dict(classes=["a"]),
+    dict(classes=dict(name="a", classes=["a"], prompts=[1])), dict(backbone=None, classes=3),
+    dict(fingerprint=None, config=1))
 
-@pytest.mark.parametrize("text", ["[]", "5", "null", "{", "["*100_000, '"a"', "{}"])
-def test_a_header_that_is_no_description(tmp_path, model, text):
-    save_file(model.decoder.state_dict(), tmp_path/"m.safetensors", metadata=dict(weclip=text))
-    with pytest.raises(ValueError, match="m.safetensors"):
-        load_model(tmp_path/"m.safetensors")
+def test_a_description_that_is_none(tmp_path, model):
+    path = tmp_path/"m.safetensors"
+    config = read_model(described(path, model))[0]["config"]
+    changes = [*DESCRIPTIONS, *(dict(config={**config, **settings}) for settings in SETTINGS)]
+    told = [(change, refusal(load_model, described(path, model, **change))) for change in changes]
+    assert not [pair for pair in told if "m.safetensors: expected a model" not in (pair[1] or "")]
 
-@pytest.mark.parametrize("break_it", [lambda s: s.pop("about"), lambda s: s.pop("opt"), lambda s: s.update(i="x"), lambda s: s.update(i=-1), lambda s: s.update(i=10**9), lambda s: s.update(history=None),
-    lambda s: s["about"].pop("config"), lambda s: s["about"].pop("fingerprint"), lambda s: s["opt"].pop("param_groups"), lambda s: s["opt"]["state"].pop(0) and s["opt"]["state"].update({99: {}}),
-    lambda s: s["opt"]["state"][0].update(exp_avg=torch.ones(1)), lambda s: s["decoder"].update(more=torch.ones(1)), lambda s: s["decoder"].update({"pred.bias": 3}), lambda s: s.update(decoder=[])])
-def test_a_checkpoint_that_lacks_something(tmp_path, model, break_it):
+def test_a_header_that_is_no_description(tmp_path, model):
+    path = tmp_path/"m.safetensors"
+    wrong = []
+    for text in ("[]", "5", "null", "{", "["*100_000, '"a"', "{}"):
+        save_file(model.decoder.state_dict(), path, metadata=dict(weclip=text))
+        told = refusal(load_model, path)
+        if "m.safetensors" not in (told or ""):
+            wrong.append((text[:9], told))
+    assert not wrong
+
+def lost_moment(s): s["opt"]["state"][99] = s["opt"]["state"].pop(0)
+
+BREAKS = {
+    "no about": lambda s: s.pop("about"), "no opt": lambda s: s.pop("opt"), "i is a text": lambda s: s.update(i="x"),
+    "i is negative": lambda s: s.update(i=-1), "i is too large": lambda s: s.update(i=10**9),
+    "no history": lambda s: s.update(history=None), "no config": lambda s: s["about"].pop("config"),
+    "no fingerprint": lambda s: s["about"].pop("fingerprint"), "no groups": lambda s: s["opt"].pop("param_groups"),
+    "a moment of nothing": lost_moment,
+    "a moment's shape": lambda s: s["opt"]["state"][0].update(exp_avg=torch.ones(1)),
+    "one weight more": lambda s: s["decoder"].update(more=torch.ones(1)),
+    "a weight that is a number": lambda s: s["decoder"].update({"pred.bias": 3}),
+    "no decoder": lambda s: s.update(decoder=[])}
+
+def test_a_checkpoint_that_lacks_something(tmp_path):
+    model = inputs(quick=True, size=32)[0]
+    path = tmp_path/"c.pt"
     opt = optimiser(model, model.cfg)
     for p in model.decoder.parameters():
         p.grad = torch.ones_like(p)
     opt.step()
-    save_checkpoint(tmp_path/"c.pt", model, opt, 3, [])
-    resume(tmp_path/"c.pt")
-    state = torch.load(tmp_path/"c.pt", weights_only=True)
-    break_it(state)
-    torch.save(state, tmp_path/"c.pt")
-    with pytest.raises(ValueError, match="c.pt"):
-        resume(tmp_path/"c.pt")
+    save_checkpoint(path, model, opt, 3, [])
+    resume(path)
+    whole = path.read_bytes()
+    wrong = []
+    for what, break_it in BREAKS.items():
+        path.write_bytes(whole)
+        state = torch.load(path, weights_only=True)
+        break_it(state)
+        torch.save(state, path)
+        told = refusal(resume, path)
+        if "c.pt" not in (told or ""):
+            wrong.append((what, told))
+    assert not wrong
 
-@pytest.mark.parametrize("state, says", [({"decoder.x": 3}, "of tensors"), ({"state_dict": 5}, "of tensors"), ([1], "state dict"), ({"x": torch.ones(1)}, "decoder"), ({"about": {}}, "model.safetensors"),
-    ({"decoder_fts_fuse.linears_modulelist.0.proj.weight": torch.ones(2, 3)}, "weights")])
-def test_a_released_file_of_something_else_is_named(tmp_path, state, says):
-    torch.save(state, tmp_path/"d.pth")
-    with pytest.raises(ValueError, match=f"d.pth: expected.*{says}"):
-        load_released({}, tmp_path/"d.pth")
+def test_a_released_file_of_something_else_is_named(tmp_path):
+    cases = [({"decoder.x": 3}, "of tensors"), ({"state_dict": 5}, "of tensors"), ([1], "state dict"),
+             ({"x": torch.ones(1)}, "decoder"), ({"about": {}}, "model.safetensors"),
+             ({"decoder_fts_fuse.linears_modulelist.0.proj.weight": torch.ones(2, 3)}, "weights")]
+    wrong = []
+    for state, says in cases:
+        torch.save(state, tmp_path/"d.pth")
+        told = refusal(load_released, {}, tmp_path/"d.pth")
+        if not re.search(f"d.pth: expected.*{says}", told or ""):
+            wrong.append((state, told))
+    assert not wrong
 
 # ---- the authors' decoder
 
-THEIRS = (("mlps.", "decoder_fts_fuse.linears_modulelist."), (".0.weight", ".proj.weight"), (".0.bias", ".proj.bias"), (".2.weight", ".proj_2.weight"), (".2.bias", ".proj_2.bias"),
-          ("conv.", "decoder_fts_fuse.linear_fuse."), ("pred.", "decoder.linear_pred."), ("phi.", "decoder.transformer.resblocks."), (".qkv.", ".attn.in_proj_"), (".proj.", ".attn.out_proj."),
+MLPS = (("mlps.", "decoder_fts_fuse.linears_modulelist."), (".0.weight", ".proj.weight"), (".0.bias", ".proj.bias"),
+        (".2.weight", ".proj_2.weight"), (".2.bias", ".proj_2.bias"))
+OTHERS = (("conv.", "decoder_fts_fuse.linear_fuse."), ("pred.", "decoder.linear_pred."),
+          ("phi.", "decoder.transformer.resblocks."), (".qkv.", ".attn.in_proj_"), (".proj.", ".attn.out_proj."),
           (".up.", ".mlp.c_fc."), (".down.", ".mlp.c_proj."))
 
 def as_released(decoder):
@@ -197,7 +245,7 @@ def as_released(decoder):
     out = {"module.encoder.x": torch.ones(1)}
     for k, v in decoder.state_dict().items():
         name = k
-        for ours, theirs in THEIRS[:5] if k.startswith("mlps.") else THEIRS[5:]:
+        for ours, theirs in MLPS if k.startswith("mlps.") else OTHERS:
             name = name.replace(ours, theirs)
         out[f"module.{name}"] = v[..., None, None] if k in ("conv.weight", "pred.weight") else v  # 1x1 convolutions
     return out
@@ -210,13 +258,19 @@ def test_released_weights_keep_their_sizes_and_values():
     tokens = [torch.randn(1, 6, 12) for _ in range(3)]
     assert got(tokens, (2, 3)).logits.equal(ours.eval()(tokens, (2, 3)).logits)
 
-@pytest.mark.parametrize("change, says", [
-    (lambda s: s.pop("module.decoder.linear_pred.weight"), r"expected the weights \['pred.weight'\]"),
-    (lambda s: s.pop("module.decoder.linear_pred.bias"), r"pred.bias: expected \(5,\), got none"),
-    (lambda s: s.update({"module.decoder.other": torch.ones(2)}), r"decoder.other: expected none, got \(2,\)"),
-    (lambda s: s.update({"module.decoder_fts_fuse.linear_fuse.bias": torch.ones(9)}), r"conv.bias: expected \(8,\), got \(9,\)")], ids=["size", "missing", "unknown", "shape"])
-def test_released_weights_that_do_not_fit_are_named(change, says):
-    state = as_released(Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2))
-    change(state)
-    with pytest.raises(ValueError, match=says):
-        decoder_from_official(state, heads=2)
+MISFITS = [
+    (lambda s: s.pop("module.decoder.linear_pred.weight"), "expected the weights ['pred.weight']"),
+    (lambda s: s.pop("module.decoder.linear_pred.bias"), "pred.bias: expected (5,), got nothing"),
+    (lambda s: s.update({"module.decoder.other": torch.ones(2)}), "decoder.other: expected nothing, got (2,)"),
+    (lambda s: s.update({"module.decoder_fts_fuse.linear_fuse.bias": torch.ones(9)}),
+     "conv.bias: expected (8,), got (9,)")]
+
+def test_released_weights_that_do_not_fit_are_named():
+    wrong = []
+    for change, says in MISFITS:
+        state = as_released(Decoder(width=12, n_feats=3, n_classes=5, d=8, layers=2, heads=2))
+        change(state)
+        told = refusal(decoder_from_official, state, 2)
+        if says not in (told or ""):
+            wrong.append((says, told))
+    assert not wrong

@@ -1,7 +1,8 @@
-"""Two gloo processes take the steps of one: same weights from the same global batch, one writer, and a run may change its number of processes.
+"""Two gloo processes take the steps of one: same weights from the same global batch, one writer, and a run may change
+its number of processes.
 
-`torchrun` starts this file itself, once, with two processes; what they write is compared with one process here. Double precision
-separates a wrong sum, which would show at once, from the rounding of a right one."""
+`torchrun` starts this file itself, once, with two processes; what they write is compared with one process here.
+Double precision separates a wrong sum, which would show at once, from the rounding of a right one."""
 import os, subprocess, sys
 from pathlib import Path
 
@@ -20,17 +21,28 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6
 STOP = 4
 SMALL = dict(iters=STEPS, switch=3, warmup=2, d=16, layers=1, heads=2, bs=4, crop=48, n_feats=4, par_iters=2, views=0)
-CASES = dict(weak=dict(dropout=.1), ce=dict(dropout=0., seg_loss="ce", aff_loss="ce", clip_grad=.1), masks=dict(dropout=0., supervised=True))
-CLI = ["--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu", "--set", *(f"{k}={v}" for k, v in SMALL.items())]
+CASES = dict(weak=dict(dropout=.1), ce=dict(dropout=0., seg_loss="ce", aff_loss="ce", clip_grad=.1),
+             masks=dict(dropout=0., supervised=True))
+CLI = ["--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu",
+       "--set", *(f"{k}={v}" for k, v in SMALL.items())]
 
-def in_double(loss): return lambda model, b, dynamic, whole=local_count: loss(model, b._replace(img=b.img.double()), dynamic, whole)
+def in_double(loss):
+    def f(model, b, dynamic, whole=local_count):
+        return loss(model, b._replace(img=b.img.double()), dynamic, whole)
+    return f
+
+def interrupt(i, _):
+    "As Ctrl-C would, on every process."
+    if i + 1 == STOP: raise KeyboardInterrupt
 
 def run(root, out, case, **kw):
     "A training in double precision."
     model = build("tiny", preset("scenes", **SMALL, **case)).double()
     masks = model.cfg.supervised
-    data = open_data(root, "train", model.classes.classes, None if masks else "auto", with_masks=masks, crop=model.cfg.crop, norm=model.cfg.norm)
-    return train(model, data, out, loss=in_double(supervised_loss if masks else weak_loss), log_every=1, progress=False, **kw)
+    data = open_data(root, "train", model.classes.classes, None if masks else "auto", with_masks=masks,
+                     crop=model.cfg.crop, norm=model.cfg.norm)
+    loss = in_double(supervised_loss if masks else weak_loss)
+    return train(model, data, out, loss=loss, log_every=1, progress=False, **kw)
 
 def work(root, out):
     "What each of the two processes does."
@@ -38,7 +50,8 @@ def work(root, out):
     ranks, _ = join("cpu")
     for name, case in CASES.items():
         run(root, out/name, case, ranks=ranks)
-    run(root, out/"stopped", CASES["weak"], ranks=ranks, stop=STOP)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, out/"stopped", CASES["weak"], ranks=ranks, on_step=interrupt)
     (out/f"rank{ranks.rank}").write_text(str(main(["predict", str(root/"JPEGImages"), "--out", str(out/"predicted")])))
     sys.exit(main(["train", str(root), "--out", str(out/"cli"), *CLI]))
 
@@ -50,8 +63,8 @@ def two(root, tmp_path_factory):
     "The folder that two processes leave, and what they said."
     out = tmp_path_factory.mktemp("two")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    said = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(root), str(out)],
-                          capture_output=True, text=True, env=env, timeout=300)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(root), str(out)]
+    said = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, timeout=300)
     assert said.returncode == 0, said.stderr[-3000:]
     return out, said.stdout
 

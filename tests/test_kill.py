@@ -1,4 +1,5 @@
-"""A training killed with SIGKILL at twenty random moments, and in the middle of writing its checkpoint, ends with the weights of one that nothing disturbed."""
+"""A training killed with SIGKILL at twenty random moments, and in the middle of writing its checkpoint, ends with the
+weights of one that nothing disturbed."""
 import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -18,10 +19,14 @@ def toy():
     from weclip.method.config import preset
     from weclip.method.model import WeCLIP
     torch.manual_seed(0)
-    clip = open_clip.CLIP(16, dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8), dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)).eval()
+    vision = dict(image_size=32, layers=4, width=32, head_width=16, patch_size=8)
+    words = dict(context_length=8, vocab_size=32, width=16, heads=2, layers=1)
+    clip = open_clip.CLIP(16, vision, words).eval()
     n = len(SCENES.classes)
     text = torch.nn.functional.normalize(torch.randn(len(SCENES.classes) + 6, 16), dim=1)
-    return WeCLIP(FrozenCLIP(clip), text[:n], text[n:], SCENES, preset("scenes", n_feats=3, d=16, layers=1, heads=2, crop=32, bs=2, iters=ITERS, warmup=2, switch=ITERS//2, views=0))
+    cfg = preset("scenes", n_feats=3, d=16, layers=1, heads=2, crop=32, bs=2, iters=ITERS, warmup=2, switch=ITERS//2,
+                 views=0)
+    return WeCLIP(FrozenCLIP(clip), text[:n], text[n:], SCENES, cfg)
 
 def spawn(root, out, resume, tear=None):
     "Fork a training that writes a byte per step to a pipe; `tear` kills it while it writes that checkpoint."
@@ -36,7 +41,8 @@ def spawn(root, out, resume, tear=None):
         data = open_data(root, "train", SCENES.classes, crop=32, norm="clip")
         if tear:
             tear_at(*tear, torch, t)
-        t.train(toy(), data, out, resume=resume, every=1, log_every=1, picture_every=ITERS, on_step=lambda i, o: os.write(w, bytes([i])), progress=False)
+        def told(i, _): os.write(w, bytes([i]))
+        t.train(toy(), data, out, resume=resume, every=1, log_every=1, on_step=told, progress=False)
         os._exit(0)
     except BaseException:
         import traceback
@@ -64,7 +70,8 @@ def tear_at(where, n, torch, t):
 def stand(out, model):
     "Iterations in the checkpoint, which has to be sound; 0 where there is none yet."
     from weclip.engine.train import load_checkpoint, optimiser
-    return load_checkpoint(out/"checkpoint.pt", model, optimiser(model, model.cfg))[0] if (out/"checkpoint.pt").exists() else 0
+    path = out/"checkpoint.pt"
+    return load_checkpoint(path, model, optimiser(model, model.cfg))[0] if path.exists() else 0
 
 def killed(root, out, model, rng, step, begin, tear=None):
     "Start or continue, kill at a random moment, look at what is left: (steps seen, iterations kept)."
@@ -81,7 +88,8 @@ def killed(root, out, model, rng, step, begin, tear=None):
         seen = b[0] + 1
     os.close(pipe)
     status = os.waitpid(pid, 0)[1]
-    return seen, stand(out, model), os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+    ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+    return seen, stand(out, model), ended
 
 def finish(root, out, resume):
     pid, pipe = spawn(root, out, resume)
@@ -110,14 +118,16 @@ def main(tmp):
         rows.append(killed(root, tmp/"torn", model, rng, step, begin, tear))
     ends = [finish(root, tmp/d, (tmp/d/"checkpoint.pt").exists())[0] for d in ("killed", "torn")]
     cpu = sum(os.times()[:4])
-    (tmp/"result.json").write_text(json.dumps(dict(statuses=[status, *ends], rows=rows, cpu=cpu, step=step, begin=begin)))
+    result = dict(statuses=[status, *ends], rows=rows, cpu=cpu, step=step, begin=begin)
+    (tmp/"result.json").write_text(json.dumps(result))
 
 # ---- what has to have come out
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("kill")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    one_core = dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TF_CPP_MIN_LOG_LEVEL="3")
+    env = {**os.environ, **one_core, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run([sys.executable, __file__, str(tmp)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return tmp
@@ -128,7 +138,8 @@ def result(out): return json.loads((out/"result.json").read_text())
 def test_every_process_was_killed_and_kept_what_it_had_done(result):
     assert len(result["rows"]) == KILLS + 4 and result["statuses"] == [0, 0, 0]
     for seen, kept, sig in result["rows"]:
-        assert sig == signal.SIGKILL and seen - 1 <= kept <= seen, result["rows"]  # at most the step whose checkpoint was being written
+        assert sig == signal.SIGKILL
+        assert seen - 1 <= kept <= seen, result["rows"]  # at most the step whose checkpoint was being written
     assert len({kept for _, kept, _ in result["rows"][:KILLS]}) > 3, "all kills came too early to tell"
 
 def test_torn_files_are_left_aside(result):

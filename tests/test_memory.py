@@ -1,5 +1,7 @@
-"""Many predictions in a row, and many training steps, at bounded memory: the slope of the process's size, well below what one of them makes."""
+"""Many predictions in a row, and many training steps, at bounded memory: the slope of the process's size, well below
+what one of them makes."""
 import ctypes, gc, os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest
@@ -14,7 +16,8 @@ from weclip.engine.infer import evaluate
 from weclip.use.segmentation import predict_many, read_ahead
 from weclip.speed.bench import inputs
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")]
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")]
 
 def resident():
     "Bytes of memory that the process holds, after everything that can be given back was."
@@ -26,7 +29,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")
 
 def slope(sizes):
-    "Bytes per item: the median over all pairs of measurements in the later two thirds, which a single jump does not move."
+    "Bytes per item: the median over all pairs of the later measurements, which a single jump does not move."
     i, x = np.array(sizes).T
     n = len(sizes)//3
     i = i[n:]
@@ -87,8 +90,10 @@ def test_scores(model, tmp_path):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_training_steps(model, tmp_path, kept):
-    data = open_data(write_scenes(tmp_path/"scenes", train=6, val=0, workers=1), "train", model.classes.classes, tags_from=lambda root, ids, names: {i: [k % 3] for k, i in enumerate(ids)}, crop=48)
-    cfg = type(model.cfg)(**{**model.cfg.__dict__, "crop": 48, "bs": 2, "iters": 120, "switch": 40, "warmup": 5, "par_iters": 2, "par_dilations": (1, 2)})
+    root = write_scenes(tmp_path/"scenes", train=6, val=0, workers=1)
+    def tags(root, ids, names): return {i: [k % 3] for k, i in enumerate(ids)}
+    data = open_data(root, "train", model.classes.classes, tags_from=tags, crop=48)
+    cfg = replace(model.cfg, crop=48, bs=2, iters=120, switch=40, warmup=5, par_iters=2, par_dilations=(1, 2))
     sizes = []
     held = []
     def look(i, out):
@@ -97,6 +102,6 @@ def test_training_steps(model, tmp_path, kept):
         if i % 5 == 0:
             sizes.append((i, resident()))
     twin = WeCLIP(model.clip, model.text_fg, model.text_bg, model.classes, cfg)
-    train(twin, data, tmp_path/"run", every=20, log_every=5, picture_every=40, on_step=look, progress=False)
+    train(twin, data, tmp_path/"run", every=20, log_every=5, on_step=look, progress=False)
     attn = 4*2*4*36**2  # bytes of a step's attention maps: 2 pictures, 4 maps of 36 tokens
     assert slope(sizes) > attn/2 if kept else slope(sizes) < attn/4

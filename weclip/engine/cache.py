@@ -6,6 +6,7 @@
 __all__ = ['cache_files', 'fill', 'FrozenCache', 'KeptTokens']
 
 # %% ../../nbs/4_engine/01_cache.ipynb #09f4f2aa
+from contextlib import ExitStack
 from pathlib import Path
 import hashlib, json, os
 import numpy as np, torch
@@ -72,21 +73,17 @@ def fill(files:dict,    # what -> file that is missing
     )->None:
     "Compute the features of all crops and write them, all or nothing."
     n = len(data)*model.cfg.views
-    parts = {k: path.with_suffix(f".{os.getpid()}.part") for k, path in files.items()}
     arrays = {}
-    try:
+    with ExitStack() as stack:
+        parts = {k: stack.enter_context(whole_file(path)) for k, path in files.items()}
         for start in tqdm(range(0, n, bs), desc="frozen features", disable=not progress, leave=False):
             rows = range(start, min(start + bs, n))
             for k, x in _encode_rows(model, data, rows, files).items():
                 if k not in arrays:
                     arrays[k] = np.lib.format.open_memmap(parts[k], "w+", x.dtype, (n, *x.shape[1:]))
                 arrays[k][start:rows.stop] = x
-        for k, array in arrays.items():
+        for array in arrays.values():
             array.flush()
-            os.replace(parts[k], files[k])
-    finally:
-        for path in parts.values():
-            path.unlink(missing_ok=True)
 
 # %% ../../nbs/4_engine/01_cache.ipynb #6681df9e
 class FrozenCache:

@@ -184,8 +184,7 @@ def watch(loss,           # as `train` takes it
           out,            # folder of the run
           backbone,       # as in `load_backbone`, for the snapshots
           snapshots=(),   # iterations after which the model is kept
-          resume=False,   # add to what the stopped run had spent
-          every=10        # iterations between reports
+          resume=False    # add to what the stopped run had spent
     )->tuple:             # (loss, on_step, seen): two for `train`; `seen` will hold train_seconds and peak_gib
     "Time and memory of a training, reports and snapshots of it."
     device = next(model.parameters()).device
@@ -203,7 +202,7 @@ def watch(loss,           # as `train` takes it
         seen["train_seconds"] = before + time.time() - start[0]
         if done in snapshots:
             save_model(Path(out)/snapshot_file(done), model, backbone)
-        if done % every == 0 or done == model.cfg.iters:
+        if done % 10 == 0 or done == model.cfg.iters:
             report_progress(out, "training", done, model.cfg.iters, **seen)
     return watched, on_step, seen
 

@@ -8,6 +8,7 @@ __all__ = ['learning_rate', 'optimiser', 'loss_scaler', 'weak_loss', 'train_step
 
 # %% ../../nbs/4_engine/03_train.ipynb #485dbe82
 from pathlib import Path
+import logging
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -21,6 +22,8 @@ from .cache import FrozenCache
 from .parallel import ALONE, Ranks, same_everywhere, shared_loss, summed
 
 # %% ../../nbs/4_engine/03_train.ipynb #2e602a7e
+_log = logging.getLogger(__name__)
+
 def learning_rate(i:int,     # iteration, from 0
                   cfg:Config # lr, warmup, warmup_ratio, power, iters
     )->float:
@@ -182,6 +185,15 @@ def _nothing_to_resume(out:Path)->str:
             "leave resume (--resume) out to start anew")
 
 # %% ../../nbs/4_engine/03_train.ipynb #ead72b37
+def _board(folder, done:int):
+    "TensorBoard's writer of files; none where it is not installed."
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _log.warning("TensorBoard is not installed: the losses are in checkpoint.pt alone (pip install tensorboard)")
+        return None
+    return SummaryWriter(folder, purge_step=done)
+
 class _Run:
     "What a run goes on from and leaves behind in its folder."
     def __init__(self, out, model:WeCLIP, resume:bool, ranks:Ranks):
@@ -198,10 +210,7 @@ class _Run:
             self.done, self.history = load_checkpoint(self.path, model, self.opt, self.scaler)
         same_everywhere(self.done, f"{self.path}: iterations done", ranks)  # nobody writes before all have read
         self.saved = self.done
-        self.board = None
-        if ranks.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(self.path.with_name("tensorboard"), purge_step=self.done)
+        self.board = _board(self.path.with_name("tensorboard"), self.done) if ranks.rank == 0 else None
 
     def record(self, i:int, losses, bar)->None:
         "Note the losses of the whole batch: in the history, on the bar, for TensorBoard."
@@ -251,11 +260,9 @@ def train(model:WeCLIP,         # its decoder is changed in place
           loss=weak_loss,       # (model, batch, dynamic[, whole]) -> (Losses, Output)
           workers:int=0,        # loading processes
           cache=None,           # folder for the features of the fixed crops (`cfg.views`); None: encode at every visit
-          every:int=500,        # iterations between checkpoints
+          every:int=500,        # iterations between checkpoints, and between pictures
           log_every:int=10,     # iterations between records of the losses
-          picture_every:int=500, # iterations between pictures
           on_step=None,         # called with (i, Output) after every step
-          stop:int=None,        # leave after this many iterations, as if interrupted
           progress:bool=True,   # show a bar
           ranks:Ranks=ALONE,    # processes that train together, of `join`; number 0 writes
           pictures=None         # (model, Output, Batch) -> {name: picture} for TensorBoard, as `viz.example_pictures`
@@ -268,7 +275,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
     frozen = FrozenCache(cache, model, data, progress and ranks.rank == 0) if cache else None
     feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views, pin=model.text_fg.is_cuda)
     step_loss = shared_loss(model, loss, ranks)
-    todo = range(run.done, min(cfg.iters, stop or cfg.iters))
+    todo = range(run.done, cfg.iters)
     bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=not progress or ranks.rank > 0)
     model.train()
     try:
@@ -277,13 +284,13 @@ def train(model:WeCLIP,         # its decoder is changed in place
             if frozen:
                 batch = batch._replace(frozen=frozen(batch))
             losses, output = train_step(model, run.opt, batch, i, step_loss, run.scaler)
-            if on_step:
-                on_step(i, output)
+            run.done = i + 1  # at once: whatever ends the loop below, the weights are those after this step
             if i % log_every == 0 or i == cfg.iters - 1:
                 run.record(i, losses, bar)
-            if run.board and pictures and i % picture_every == 0:
+            if run.board and pictures and i % every == 0:
                 run.show(i, pictures(model, output, batch))
-            run.done = i + 1
+            if on_step:
+                on_step(i, output)
             if run.done % every == 0:
                 run.save()
     finally:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'ARCH', 'why_not', 'arch_config', 'tower_size', 'plain_vit', 'published_archives', 'read_weights', 'new_clip',
-           'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'convert_official',
-           'decoder_from_official', 'load_decoder', 'load_released', 'read_checkpoint', 'fingerprint', 'describe',
-           'save_model', 'write_model', 'read_model', 'load_model']
+           'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'fingerprint',
+           'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'load_decoder', 'convert_official',
+           'decoder_from_official', 'load_released']
 
 # %% ../../nbs/4_engine/00_weights.ipynb #71c6212f
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ import open_clip, torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from ..machine import whole_file
+from ..machine import in_words, whole_file
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from ..method.config import Config, from_dict, preset, to_dict
 from ..method.classes import ClassSet
@@ -104,22 +104,29 @@ def _is_archive(path:Path)->bool:
     with zipfile.ZipFile(path) as files:
         return any(name.endswith("/constants.pkl") for name in files.namelist())
 
-def _read(path:Path)->dict:
+def _read(path:Path):
     if path.suffix == ".safetensors": return load_file(path)
     if _is_archive(path): return _read_archive(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-def read_weights(path:str|Path # .pt state dict, TorchScript archive or .safetensors
-    )->dict:                   # state dict in OpenAI's key names
-    "Read CLIP weights from a file without running code stored in it."
+def read_weights(path:str|Path # PyTorch file, OpenAI's archive or .safetensors
+    )->dict:                   # name -> tensor, on the CPU
+    "A state dict from a file, without running code stored in it."
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file of CLIP weights; give a state dict (.pt), OpenAI's archive "
-                                "or .safetensors, or an open_clip tag such as 'openai', which downloads them")
+        raise FileNotFoundError(f"{path}: expected a file of weights, found no such file; give a state dict (.pt), "
+                                "OpenAI's archive or .safetensors, or for CLIP an open_clip tag such as 'openai'")
     try:
-        return {key.removeprefix("module."): v for key, v in _read(Path(path)).items()}
+        state = _read(Path(path))
     except Exception as e:
-        raise ValueError(f"{path}: expected CLIP weights, got a damaged file or another format ({e})") from e
+        raise ValueError(f"{path}: expected weights, got a damaged file or another format ({in_words(e)[:300]}); "
+                         "download or copy it again") from e
+    if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
+    if "about" in state:
+        raise ValueError(f"{path}: expected weights, got the state of a run; take model.safetensors beside it")
+    state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a state dict of tensors, got other values")
+    return {str(key).removeprefix("module."): v for key, v in state.items()}  # data-parallel training adds it
 
 # %% ../../nbs/4_engine/00_weights.ipynb #e1c2df5f
 def new_clip(name:str # as in `arch_config`
@@ -228,15 +235,11 @@ def load_backbone(clip="tiny", # "tiny", "random" (untrained, seeded), an open_c
                   arch=ARCH    # open_clip architecture with a plain ViT; not used for "tiny"
     )->tuple:                  # (open_clip model, tokenizer)
     "An open_clip model and its tokenizer."
-    if _is(clip, "tiny"): return tiny_clip(), tiny_tokenizer()
+    if clip == "tiny": return tiny_clip(), tiny_tokenizer()
     tokenizer = tokenizer_for(arch)
-    if not _is(clip, "random"): return load_clip(clip, arch), tokenizer
+    if clip != "random": return load_clip(clip, arch), tokenizer
     torch.manual_seed(0)
     return new_clip(arch).eval(), tokenizer
-
-def _is(clip, name)->bool:
-    "Is a backbone the one of that name? A state dict cannot be compared with a text."
-    return isinstance(clip, str) and clip == name
 
 def build(clip="tiny",         # as in `load_backbone`
           cfg:Config=None,     # settings; None: the scenes' for "tiny", otherwise VOC's for the tower
@@ -246,7 +249,7 @@ def build(clip="tiny",         # as in `load_backbone`
     )->WeCLIP:                 # on the CPU
     "A model from a backbone and settings, with a new decoder, seeded by `cfg.seed`, unless one is given."
     model, tokenizer = load_backbone(clip, arch)
-    is_tiny = _is(clip, "tiny")
+    is_tiny = clip == "tiny"
     name = "a state dict" if isinstance(clip, dict) else str(clip)
     plain_vit(model.visual)
     tower = FrozenCLIP(model, None if is_tiny else arch.replace("/", "-"), name)
@@ -274,110 +277,6 @@ def _warn(tower:FrozenCLIP, cfg:Config, classes:ClassSet, tokenizer)->None:
     for text, other in shared_texts(tokenizer, classes.fg_texts, classes.bg_texts):
         _log.warning(f"background: {other!r} is to CLIP the same text as a class's ({text!r}), "
                      "whose score it takes away; leave it out")
-
-# %% ../../nbs/4_engine/00_weights.ipynb #666ee147
-_OFFICIAL = {  # patterns of the released names -> ours
-    r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj\.": r"mlps.\1.0.",
-    r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj_2\.": r"mlps.\1.2.",
-    r"^decoder_fts_fuse\.linear_fuse\.": "conv.",
-    r"^decoder\.transformer\.resblocks\.": "phi.",
-    r"^decoder\.linear_pred\.": "pred.",
-    r"\.attn\.in_proj_": ".qkv.",
-    r"\.attn\.out_proj\.": ".proj.",
-    r"\.mlp\.c_fc\.": ".up.",
-    r"\.mlp\.c_proj\.": ".down."}
-
-def convert_official(state_dict:dict # of the released model or of its decoder
-    )->dict:                         # state dict of `Decoder`
-    "The decoder's weights under our names."
-    out = {}
-    for key, v in state_dict.items():
-        key = key.removeprefix("module.")
-        if not key.startswith(("decoder.", "decoder_fts_fuse.")): continue
-        for pattern, name in _OFFICIAL.items():
-            key = re.sub(pattern, name, key)
-        out[key] = v.flatten(1) if v.ndim == 4 else v  # a 1x1 convolution is a linear layer
-    if not out:
-        raise ValueError(f"expected keys decoder.* and decoder_fts_fuse.*, got {list(state_dict)[:3]} ...")
-    return out
-
-def decoder_from_official(state_dict:dict, # of the released model or of its decoder
-                          heads:int=8,     # cannot be told from the weights
-                          dropout:float=.1 # nor this
-    )->Decoder:                            # of the sizes found
-    "A decoder as large as the released weights, and holding them."
-    state = convert_official(state_dict)
-    missing = {"mlps.0.0.weight", "pred.weight"} - state.keys()
-    if missing: raise ValueError(f"expected the weights {sorted(missing)}, got {list(state)[:3]} ...")
-    d, width = state["mlps.0.0.weight"].shape
-    decoder = Decoder(width=width, n_feats=_count(state, "mlps."), n_classes=len(state["pred.weight"]), d=d,
-                      layers=_count(state, "phi."), heads=heads, dropout=dropout)
-    load_decoder(decoder, state, "decoder")
-    return decoder
-
-def _count(state:dict, part:str)->int:
-    "How many numbered modules a part of a decoder has."
-    return len({key.split(".")[1] for key in state if key.startswith(part)})
-
-def load_decoder(decoder:Decoder,  # changed in place
-                 state:dict,       # of a decoder, under our names
-                 path="checkpoint" # where it came from, for the message
-    )->None:
-    "Weights into a decoder; names what does not fit."
-    want = _shapes(decoder.state_dict())
-    got = _shapes(state)
-    odd = [key for key in sorted({*want, *got}) if want.get(key) != got.get(key)]
-    if odd:
-        found = [f"{key}: expected {want.get(key, 'nothing')}, got {got.get(key, 'nothing')}" for key in odd[:3]]
-        raise ValueError(f"{path}: does not fit {decoder.pred.out_features} classes and a backbone of width "
-                         f"{want['mlps.0.0.weight'][1]}: {'; '.join(found)}")
-    decoder.load_state_dict(state)
-
-def _shapes(state:dict)->dict:
-    "Shape of each tensor, type of anything else."
-    return {key: tuple(v.shape) if isinstance(v, Tensor) else type(v) for key, v in state.items()}
-
-# %% ../../nbs/4_engine/00_weights.ipynb #6f4d0944
-def load_released(clip,          # OpenAI-format state dict, or a path to one
-                  decoder,       # the authors' checkpoint: state dict in their key names, or a path to one
-                  classes="voc", # voc | coco, or a ClassSet
-                  **overrides    # single settings, e.g. `switch=0`
-    )->WeCLIP:                   # in evaluation mode
-    "A WeCLIP with the released weights and settings."
-    if not isinstance(classes, ClassSet):
-        classes = get_classes(classes)
-    cfg = preset("coco" if classes.name == "coco" else "voc", **overrides)
-    is_file = isinstance(decoder, (str, Path))
-    where = decoder if is_file else "decoder"
-    state = read_checkpoint(decoder) if is_file else decoder
-    try:
-        found = decoder_from_official(state, cfg.heads, cfg.dropout)
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from e
-    n_classes = found.pred.out_features
-    if n_classes != classes.n_classes:
-        raise ValueError(f"{where}: expected {classes.n_classes} classes with background ({classes.name}), "
-                         f"got a checkpoint of {n_classes}")
-    cfg = replace(cfg, n_feats=len(found.mlps), d=found.conv.out_features, layers=len(found.phi))
-    return build(clip, cfg, classes, decoder=found).eval()
-
-def read_checkpoint(path # PyTorch file of tensors
-    )->dict:             # name -> tensor, on the CPU
-    "A state dict from a PyTorch file, without running code from it."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise ValueError(f"{path}: expected a PyTorch checkpoint of tensors, got a file that cannot be read as one "
-                         f"({type(e).__name__}); download or copy it again") from e
-    if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
-    if "about" in state:
-        raise ValueError(f"{path}: expected a model, got the state of a training of ours; "
-                         "take model.safetensors beside it")
-    state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: expected a state dict of tensors, got other values")
-    return state
 
 # %% ../../nbs/4_engine/00_weights.ipynb #2611b4cc
 def fingerprint(clip:FrozenCLIP # image tower
@@ -473,3 +372,89 @@ def _noted(backbone:str, arch:str, path)->str: # a tag, or a file beside `path`
     if os.path.isfile(beside): return beside
     raise FileNotFoundError(f"{path}: was trained on the backbone {backbone!r}, neither a tag nor a file beside it; "
                             "give its weights as clip (--clip FILE)")
+
+def _count(state:dict, part:str)->int:
+    "How many numbered modules a part of a decoder has."
+    return len({key.split(".")[1] for key in state if key.startswith(part)})
+
+def load_decoder(decoder:Decoder,  # changed in place
+                 state:dict,       # of a decoder, under our names
+                 path="checkpoint" # where it came from, for the message
+    )->None:
+    "Weights into a decoder; names what does not fit."
+    want = _shapes(decoder.state_dict())
+    got = _shapes(state)
+    odd = [key for key in sorted({*want, *got}) if want.get(key) != got.get(key)]
+    if odd:
+        found = [f"{key}: expected {want.get(key, 'nothing')}, got {got.get(key, 'nothing')}" for key in odd[:3]]
+        raise ValueError(f"{path}: does not fit {decoder.pred.out_features} classes and a backbone of width "
+                         f"{want['mlps.0.0.weight'][1]}: {'; '.join(found)}")
+    decoder.load_state_dict(state)
+
+def _shapes(state:dict)->dict:
+    "Shape of each tensor, type of anything else."
+    return {key: tuple(v.shape) if isinstance(v, Tensor) else type(v) for key, v in state.items()}
+
+# %% ../../nbs/4_engine/00_weights.ipynb #666ee147
+_OFFICIAL = {  # patterns of the released names -> ours
+    r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj\.": r"mlps.\1.0.",
+    r"^decoder_fts_fuse\.linears_modulelist\.(\d+)\.proj_2\.": r"mlps.\1.2.",
+    r"^decoder_fts_fuse\.linear_fuse\.": "conv.",
+    r"^decoder\.transformer\.resblocks\.": "phi.",
+    r"^decoder\.linear_pred\.": "pred.",
+    r"\.attn\.in_proj_": ".qkv.",
+    r"\.attn\.out_proj\.": ".proj.",
+    r"\.mlp\.c_fc\.": ".up.",
+    r"\.mlp\.c_proj\.": ".down."}
+
+def convert_official(state_dict:dict # of the released model or of its decoder
+    )->dict:                         # state dict of `Decoder`
+    "The decoder's weights under our names."
+    out = {}
+    for key, v in state_dict.items():
+        key = key.removeprefix("module.")
+        if not key.startswith(("decoder.", "decoder_fts_fuse.")): continue
+        for pattern, name in _OFFICIAL.items():
+            key = re.sub(pattern, name, key)
+        out[key] = v.flatten(1) if v.ndim == 4 else v  # a 1x1 convolution is a linear layer
+    if not out:
+        raise ValueError(f"expected keys decoder.* and decoder_fts_fuse.*, got {list(state_dict)[:3]} ...")
+    return out
+
+def decoder_from_official(state_dict:dict, # of the released model or of its decoder
+                          heads:int=8,     # cannot be told from the weights
+                          dropout:float=.1 # nor this
+    )->Decoder:                            # of the sizes found
+    "A decoder as large as the released weights, and holding them."
+    state = convert_official(state_dict)
+    missing = {"mlps.0.0.weight", "pred.weight"} - state.keys()
+    if missing: raise ValueError(f"expected the weights {sorted(missing)}, got {list(state)[:3]} ...")
+    d, width = state["mlps.0.0.weight"].shape
+    decoder = Decoder(width=width, n_feats=_count(state, "mlps."), n_classes=len(state["pred.weight"]), d=d,
+                      layers=_count(state, "phi."), heads=heads, dropout=dropout)
+    load_decoder(decoder, state, "decoder")
+    return decoder
+
+# %% ../../nbs/4_engine/00_weights.ipynb #6f4d0944
+def load_released(clip,          # OpenAI-format state dict, or a path to one
+                  decoder,       # the authors' checkpoint: state dict in their key names, or a path to one
+                  classes="voc", # voc | coco, or a ClassSet
+                  **overrides    # single settings, e.g. `switch=0`
+    )->WeCLIP:                   # in evaluation mode
+    "A WeCLIP with the released weights and settings."
+    if not isinstance(classes, ClassSet):
+        classes = get_classes(classes)
+    cfg = preset("coco" if classes.name == "coco" else "voc", **overrides)
+    is_file = isinstance(decoder, (str, Path))
+    where = decoder if is_file else "decoder"
+    state = read_weights(decoder) if is_file else decoder
+    try:
+        found = decoder_from_official(state, cfg.heads, cfg.dropout)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from e
+    n_classes = found.pred.out_features
+    if n_classes != classes.n_classes:
+        raise ValueError(f"{where}: expected {classes.n_classes} classes with background ({classes.name}), "
+                         f"got a checkpoint of {n_classes}")
+    cfg = replace(cfg, n_feats=len(found.mlps), d=found.conv.out_features, layers=len(found.phi))
+    return build(clip, cfg, classes, decoder=found).eval()
