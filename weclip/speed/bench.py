@@ -342,7 +342,7 @@ TARGETS = {  # name: (target, at most or at least, authors' code, unit)
     "DenseCRF with --drop 0.5": (None, "", None, "s"),
     "DenseCRF, one process / two": (None, "", None, ""),
     "labels of DenseCRF with --drop 0.5 as with all": (.999, "≥", None, ""),
-    "loader of 2 workers / what a step eats": (2., "≥", None, ""),
+    "loader of 2 workers / what a step takes": (2., "≥", None, ""),
     "loader of 16 workers": (None, "", None, "images/s"),
     "iterations per second, accelerator": (40., "≥", 2.5, "/s"),
     "memory, accelerator": (3., "≤", 6.2, "GiB"),
