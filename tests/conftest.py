@@ -1,12 +1,16 @@
-import os, sys
+import sys
 from collections import Counter
-sys.path.insert(0, os.path.dirname(__file__))
+from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 def pytest_terminal_summary(terminalreporter):
     "Why tests were skipped, each reason once."
-    reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") for r in terminalreporter.stats.get("skipped", []) if isinstance(r.longrepr, tuple))
+    skipped = [r.longrepr for r in terminalreporter.stats.get("skipped", []) if isinstance(r.longrepr, tuple)]
+    reasons = Counter(why.removeprefix("Skipped: ") for _, _, why in skipped)
     for why, n in reasons.most_common():
         terminalreporter.write_line(f"{n} skipped: {why}")
 

@@ -1,8 +1,25 @@
-"""Damaged and hostile files for every reader. `python tests/fuzz.py FOLDER` writes two lines per input to FOLDER/log.jsonl, before and after, and keeps in FOLDER/bad what went wrong."""
-import faulthandler, io, json, logging, pickle, random, re, resource, signal, struct, sys, warnings, zlib
+"""Damaged and hostile files for every reader.
+
+`python tests/fuzz.py FOLDER` writes two lines per input to FOLDER/log.jsonl, before and after,
+and keeps in FOLDER/bad what went wrong.
+"""
+import faulthandler
+import io
+import json
+import logging
+import pickle
+import random
+import re
+import resource
+import signal
+import struct
+import sys
+import warnings
+import zlib
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
@@ -23,33 +40,44 @@ GIB = 3
 
 def flip(b, r):
     b = bytearray(b)
-    [b.__setitem__(k, b[k] ^ 1 << r.randrange(8)) for k in r.choices(range(len(b)), k=r.choice([1, 1, 2, 8, 64]))]
+    for k in r.choices(range(len(b)), k=r.choice([1, 1, 2, 8, 64])):
+        b[k] ^= 1 << r.randrange(8)
     return bytes(b)
+
 def flip_head(b, r):
     k = min(len(b), r.choice([32, 128, 600]))
     return flip(b[:k], r) + b[k:]
+
 def cut(b, r): return b[:r.randrange(len(b))]
 def cut_head(b, r): return b[r.randrange(1, len(b)):]
+
 def drop(b, r):
     i, j = sorted(r.choices(range(len(b) + 1), k=2))
     return b[:i] + b[min(j, i + 400):]
+
 def repeat(b, r):
     i, j = sorted(r.choices(range(len(b) + 1), k=2))
     return b[:j] + b[i:]
+
 def fill(b, r):
     i = r.randrange(len(b))
     n = r.choice([1, 2, 4, 16])
     return b[:i] + r.choice([b"\0", b"\xff", b"\x7f"])*n + b[i + n:]
+
 def fill_head(b, r):
     k = min(len(b), 200)
     return fill(b[:k], r) + b[k:]
+
 def noise(b, r):
     i = r.randrange(len(b))
     return b[:i] + r.randbytes(r.choice([1, 7, 100])) + b[i:]
+
 def number(b, r):
     "A large number where a 4-byte one could be."
     i = r.randrange(max(1, min(len(b), 300) - 4))
-    return b[:i] + struct.pack(r.choice("<>") + "I", r.choice([0, 1, 65535, 1 << 20, 1 << 31, (1 << 32) - 1])) + b[i + 4:]
+    order = r.choice("<>")
+    large = r.choice([0, 1, 65535, 1 << 20, 1 << 31, (1 << 32) - 1])
+    return b[:i] + struct.pack(order + "I", large) + b[i + 4:]
 
 def size(b, r):
     "Another size in the header of a PNG (with its checksum), JPEG, GIF or BMP."
@@ -57,31 +85,44 @@ def size(b, r):
     if b[:4] == b"\x89PNG":
         head = b[12:16] + struct.pack(">II", w, h) + b[24:29]
         return b[:12] + head + struct.pack(">I", zlib.crc32(head)) + b[33:]
-    if b[:2] == b"\xff\xd8" and (m := re.search(rb"\xff[\xc0-\xc2]\0.", b, re.S)): return b[:m.end() + 1] + struct.pack(">HH", h & 65535, w & 65535) + b[m.end() + 5:]
+    frame = re.search(rb"\xff[\xc0-\xc2]\0.", b, re.S)
+    if b[:2] == b"\xff\xd8" and frame:
+        return b[:frame.end() + 1] + struct.pack(">HH", h & 65535, w & 65535) + b[frame.end() + 5:]
     if b[:3] == b"GIF": return b[:6] + struct.pack("<HH", w & 65535, h & 65535) + b[10:]
     if b[:2] == b"BM": return b[:18] + struct.pack("<II", w, h) + b[26:]
     return number(b, r)
 
 BYTES = (flip, flip, flip_head, cut, cut_head, drop, repeat, fill, fill_head, noise, number)
 
-WORDS = ["\0", "\ufeff", "NaN", "-Infinity", "1e999", "null", "true", "{}", "[]", '""', "'", "\"", "\\", "\\ud800", "../../etc/passwd", "/etc/passwd", "C:\\x", "..",
-         "a", "b", "cat", "CAT", " cat ", "zebra", "0", "-1", "9"*5000, "x"*300, "ä", "\u2028", "\x0c", "\x1b[31m", "\ud7ff", "[", "]", "{", "}", ":", ",", "#", "&a", "*a", "!!python/object/apply:os.system [true]",
-         "!!set {a}", "!!timestamp 2001-01-01", "2001-01-01", "no", "~", "---", "...", "- ", "? ", "<<: *a", "%YAML 9.9\n---\n", "<", ">", "&amp;", "&lt;", "&x;", "<!--", "-->", "<![CDATA[", "</name>", "<name/>", "<object>",
-         "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>", "<?xml version='1.0' encoding='utf-7'?>", "\n", "\r", "\t"]
+WORDS = [
+    "\0", "\ufeff", "NaN", "-Infinity", "1e999", "null", "true", "{}", "[]", '""', "'", "\"", "\\", "\\ud800",
+    "../../etc/passwd", "/etc/passwd", "C:\\x", "..", "a", "b", "cat", "CAT", " cat ", "zebra", "0", "-1",
+    "9"*5000, "x"*300, "ä", "\u2028", "\x0c", "\x1b[31m", "\ud7ff", "[", "]", "{", "}", ":", ",", "#", "&a",
+    "*a", "!!python/object/apply:os.system [true]", "!!set {a}", "!!timestamp 2001-01-01", "2001-01-01", "no",
+    "~", "---", "...", "- ", "? ", "<<: *a", "%YAML 9.9\n---\n", "<", ">", "&amp;", "&lt;", "&x;", "<!--",
+    "-->", "<![CDATA[", "</name>", "<name/>", "<object>",
+    "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>", "<?xml version='1.0' encoding='utf-7'?>", "\n",
+    "\r", "\t"]
 
 def word(b, r):
     i = r.randrange(len(b) + 1)
     return b[:i] + r.choice(WORDS).encode("utf-8", "surrogatepass") + b[i:]
+
 def swap(b, r):
     parts = re.split(rb"(\W+)", b)
     i = r.randrange(len(parts))
     return b"".join(parts[:i] + [r.choice(WORDS).encode("utf-8", "surrogatepass")] + parts[i + 1:])
+
 def line(b, r):
     rows = b.splitlines(True)
     i, j = r.choices(range(len(rows)), k=2)
     rows.insert(i, rows[j])
     return b"".join(rows)
-def encoding(b, r): return b.decode("utf-8", "replace").encode(r.choice(["utf-16", "utf-16-le", "utf-32", "utf-7", "cp037", "utf-8-sig"]), "replace")
+
+def encoding(b, r):
+    other = r.choice(["utf-16", "utf-16-le", "utf-32", "utf-7", "cp037", "utf-8-sig"])
+    return b.decode("utf-8", "replace").encode(other, "replace")
+
 TEXT = (flip, cut, drop, repeat, noise, word, word, word, swap, swap, swap, line, encoding)
 
 def mutants(b, how, n, seed):
@@ -113,20 +154,43 @@ def pictures():
         f = io.BytesIO()
         im.save(f, kind, **kw)
         return f.getvalue()
-    return {"base.jpg": made(rgb, "JPEG"), "progressive.jpg": made(rgb, "JPEG", progressive=True), "grey.jpg": made(grey, "JPEG"), "cmyk.jpg": made(rgb.convert("CMYK"), "JPEG"),
-            "turned.jpg": made(rgb, "JPEG", exif=turned), "turned.png": made(rgb, "PNG", exif=turned), "base.png": made(rgb, "PNG"), "deep.png": made(deep, "PNG"),
-            "twelve.png": made(Image.fromarray(np.asarray(deep) >> 4), "PNG"), "twelve.tif": made(Image.fromarray(np.asarray(deep) >> 4), "TIFF", tiffinfo={281: 4095}), "rgb16.png": rgb16(np.asarray(deep) >> 4),
-            "palette.png": made(rgb.quantize(16), "PNG", transparency=3), "alpha.png": made(rgb.convert("RGBA"), "PNG"), "bit.png": made(rgb.convert("1"), "PNG"),
-            "moving.png": made(rgb, "PNG", save_all=True, append_images=frames), "moving.gif": made(rgb, "GIF", save_all=True, append_images=frames),
-            "moving.webp": made(rgb, "WEBP", save_all=True, append_images=frames), "base.webp": made(rgb, "WEBP"), "base.bmp": made(rgb, "BMP"),
-            "lzw.tif": made(rgb, "TIFF", compression="tiff_lzw"), "cmyk.tif": made(rgb.convert("CMYK"), "TIFF"), "deep.tif": made(deep, "TIFF")}
+    cmyk = rgb.convert("CMYK")
+    twelve = np.asarray(deep) >> 4
+    twelve_bits = Image.fromarray(twelve)
+    moving = dict(save_all=True, append_images=frames)
+    return {
+        "base.jpg": made(rgb, "JPEG"),
+        "progressive.jpg": made(rgb, "JPEG", progressive=True),
+        "grey.jpg": made(grey, "JPEG"),
+        "cmyk.jpg": made(cmyk, "JPEG"),
+        "turned.jpg": made(rgb, "JPEG", exif=turned),
+        "turned.png": made(rgb, "PNG", exif=turned),
+        "base.png": made(rgb, "PNG"),
+        "deep.png": made(deep, "PNG"),
+        "twelve.png": made(twelve_bits, "PNG"),
+        "twelve.tif": made(twelve_bits, "TIFF", tiffinfo={281: 4095}),
+        "rgb16.png": rgb16(twelve),
+        "palette.png": made(rgb.quantize(16), "PNG", transparency=3),
+        "alpha.png": made(rgb.convert("RGBA"), "PNG"),
+        "bit.png": made(rgb.convert("1"), "PNG"),
+        "moving.png": made(rgb, "PNG", **moving),
+        "moving.gif": made(rgb, "GIF", **moving),
+        "moving.webp": made(rgb, "WEBP", **moving),
+        "base.webp": made(rgb, "WEBP"),
+        "base.bmp": made(rgb, "BMP"),
+        "lzw.tif": made(rgb, "TIFF", compression="tiff_lzw"),
+        "cmyk.tif": made(cmyk, "TIFF"),
+        "deep.tif": made(deep, "TIFF")}
 
 def rgb16(grey):
     "A PNG of three equal channels with 16 bits, and its own word that 12 of them count."
-    def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
     rows = b"".join(b"\0" + np.stack([row]*3, -1).astype(">u2").tobytes() for row in grey)
     head = struct.pack(">IIBBBBB", *grey.shape[::-1], 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"sBIT", b"\x0c"*3) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = chunk(b"IHDR", head), chunk(b"sBIT", b"\x0c"*3), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 def make_root(folder):
     "Three tagged pictures in VOC2012 layout."
@@ -137,10 +201,13 @@ def make_root(folder):
     for k, i in enumerate("abc"):
         Image.new("RGB", (8, 6), (k, 9, 9)).save(folder/"JPEGImages"/f"{i}.jpg")
     (lists/"train.txt").write_text("a\nb\nc\n")
-    (lists/"tags.json").write_text(json.dumps(dict(a=["cat"], b=["dog", "cat"], c=["horse"]), indent=0))
-    for i, t in dict(a=["cat"], b=["dog", "cat"], c=["horse"]).items():
-        objects = "".join(f"\t<object>\n\t\t<name>{n}</name>\n\t\t<difficult>0</difficult>\n\t</object>\n" for n in t)
-        (folder/"Annotations"/f"{i}.xml").write_text(f"<annotation>\n\t<filename>{i}.jpg</filename>\n{objects}</annotation>\n")
+    tags = dict(a=["cat"], b=["dog", "cat"], c=["horse"])
+    (lists/"tags.json").write_text(json.dumps(tags, indent=0))
+    thing = "\t<object>\n\t\t<name>{}</name>\n\t\t<difficult>0</difficult>\n\t</object>\n"
+    for i, names in tags.items():
+        objects = "".join(thing.format(n) for n in names)
+        xml = f"<annotation>\n\t<filename>{i}.jpg</filename>\n{objects}</annotation>\n"
+        (folder/"Annotations"/f"{i}.xml").write_text(xml)
     return folder
 
 def onehot(protocol, n=3):
@@ -160,28 +227,57 @@ classes:
 background: [road, sky]
 template: a photo of a {}.
 """
-PYTHON_YAML = [b"classes: 5", b"classes: {a: b}", b"classes: abc", b"classes: [[a]]", b"classes: [{name: [a]}]", b"classes: [a]\nbackground: sky", b"classes: [a]\nbackground: 3", b"classes: [a]\nbackground: [1]",
-    b"classes: [a]\ntemplate: 7", b"classes: [a]\ntemplate: '{} {x}'", b"classes: [a]\ntemplate: '{} {'", b"classes: [a]\nname: [x]", b"5: a\nb: c", b"- a", b"a", b"", b"\xff", b"{"*3000, b"["*100_000, b"classes: [a",
-    b"classes: &a [*a]", b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(b"%c: &%c [%s]\n" % (98 + k, 98 + k, b",".join([b"*%c" % (97 + k)]*9)) for k in range(20)), b"classes: !!python/object/apply:os.system [true]",
-    b"classes:\n" + b"- x\n"*3000, b"classes: [" + b"a,"*3 + b"]"]
-JSON = [b"["*200_000, b'{"a":'*100_000, b'{"a": ["cat"], "a": ["dog"]}', b"9"*100_000, b'{"a": [["cat"]]}', b'{"a": [{"x": 1}]}', b'{"a": [1e999]}', b'{"\\ud800": ["cat"]}', b'{"a": ["\\ud800"]}', b'{"' + b"x"*5000 + b'": ["cat"]}', b"\xff\xfe{\0}\0"]
-BOMB = b"<!DOCTYPE a [<!ENTITY x0 'cat'>" + b"".join(b"<!ENTITY x%d '%s'>" % (k + 1, b"&x%d;" % k*10) for k in range(9)) + b"]><annotation><object><name>&x9;</name></object></annotation>"
-XML = [BOMB, b"<a>"*200_000, b"<annotation><object><name/></object></annotation>", b"<?xml version='1.0' encoding='nonsense'?><annotation/>", b"<?xml version='1.0' encoding='utf-32'?><annotation/>", b"<?xml version='1.0' encoding='hex'?><annotation/>",
-       b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation><object><name>&x;</name></object></annotation>", "<annotation><object><name>cat</name></object></annotation>".encode("utf-16")]
-TABLES = {"tags.csv": b'file,tags\na.jpg,cat\n"b, c.jpg","cat;dog"\nd.png,\n',
+def multiplying(name, before):
+    "A line that names nine copies of the name before it."
+    return b"%c: &%c [%s]\n" % (name, name, b",".join([b"*%c" % before]*9))
+
+PYTHON_YAML = [
+    b"classes: 5", b"classes: {a: b}", b"classes: abc", b"classes: [[a]]", b"classes: [{name: [a]}]",
+    b"classes: [a]\nbackground: sky", b"classes: [a]\nbackground: 3", b"classes: [a]\nbackground: [1]",
+    b"classes: [a]\ntemplate: 7", b"classes: [a]\ntemplate: '{} {x}'", b"classes: [a]\ntemplate: '{} {'",
+    b"classes: [a]\nname: [x]", b"5: a\nb: c", b"- a", b"a", b"", b"\xff", b"{"*3000, b"["*100_000,
+    b"classes: [a", b"classes: &a [*a]",
+    b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(multiplying(98 + k, 97 + k) for k in range(20)),
+    b"classes: !!python/object/apply:os.system [true]", b"classes:\n" + b"- x\n"*3000,
+    b"classes: [" + b"a,"*3 + b"]"]
+JSON = [
+    b"["*200_000, b'{"a":'*100_000, b'{"a": ["cat"], "a": ["dog"]}', b"9"*100_000, b'{"a": [["cat"]]}',
+    b'{"a": [{"x": 1}]}', b'{"a": [1e999]}', b'{"\\ud800": ["cat"]}', b'{"a": ["\\ud800"]}',
+    b'{"' + b"x"*5000 + b'": ["cat"]}', b"\xff\xfe{\0}\0"]
+ENTITIES = b"".join(b"<!ENTITY x%d '%s'>" % (k + 1, b"&x%d;" % k*10) for k in range(9))
+ONE_NAME = b"<annotation><object><name>&x9;</name></object></annotation>"
+BOMB = b"<!DOCTYPE a [<!ENTITY x0 'cat'>" + ENTITIES + b"]>" + ONE_NAME
+XML = [
+    BOMB, b"<a>"*200_000,
+    b"<annotation><object><name/></object></annotation>",
+    b"<?xml version='1.0' encoding='nonsense'?><annotation/>",
+    b"<?xml version='1.0' encoding='utf-32'?><annotation/>",
+    b"<?xml version='1.0' encoding='hex'?><annotation/>",
+    b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation><object><name>&x;</name></object></annotation>",
+    "<annotation><object><name>cat</name></object></annotation>".encode("utf-16")]
+TABLES = {
+    "tags.csv": b'file,tags\na.jpg,cat\n"b, c.jpg","cat;dog"\nd.png,\n',
     "semicolons.csv": b'"a, b.jpg";cat;dog\nc.jpg;dog\n',
     "hot.csv": b"image_id,cat,dog,split\na.jpg,1,0,train\nb.jpg,1,1,val\n",
-          "one.csv": b"filename,defect\na.jpg,1\nb.jpg,0\n"}
-CSV = [b"sep=;\n", b"sep=;\nfile;tags\na;b", b"\n"*1000, b'"', b'""', b",", b";", b"\t", b"0,1", b"file",
-    b"file,tags", b"file,file\n1,0", b",,\n1,1,0", b"cat,dog\n1,0", b"file,cat\n1,1\n0,0", b"file,cat,cat\na,1,0",
-    b"a,b\n" + b"1,0\n"*3000,
-       "a.jpg,cat".encode("utf-16-le"), b'"' + b"x"*200_000, b"," * 100_000,
-    b"file," + b"c,"*5000 + b"d\na," + b"1,"*5000 + b"0", (b'"a",'*300 + b"\n")*30]
-FILE_NAMES = ["a", "a.jpg", "a.jfif", ".jpg", "a.", "a..jpg", "a b.jpg", "a\nb.jpg", "a\x1b[31m.jpg", "\udcff.jpg",
-    "a\\b.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg", "x"*250 + ".jpg", "a.HEIC", "Thumbs.db", "._a.jpg", "-a.jpg",
-    "CON.jpg", "a.123", "%s.jpg", "{}.jpg", "sound.png"]
-LISTS = [b"a\x0cb", "a\u2028b".encode(), b"a\0b", b"\xef\xbb\xbfa\n", b"x"*5000, ("ä"*300).encode(), b"a\n"*100_000, b"a b c", b"a.jpg\n", b"./a", b"a\r\nb"]
-PICTURES = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n{} loop\n", b"P6 40 30 255\n", b"P6 99999 99999 255\n" + b"x"*99, b"%PDF-1.4", b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+    "one.csv": b"filename,defect\na.jpg,1\nb.jpg,0\n"}
+CSV = [
+    b"sep=;\n", b"sep=;\nfile;tags\na;b", b"\n"*1000, b'"', b'""', b",", b";", b"\t", b"0,1", b"file",
+    b"file,tags", b"file,file\n1,0", b",,\n1,1,0", b"cat,dog\n1,0", b"file,cat\n1,1\n0,0",
+    b"file,cat,cat\na,1,0", b"a,b\n" + b"1,0\n"*3000, "a.jpg,cat".encode("utf-16-le"), b'"' + b"x"*200_000,
+    b"," * 100_000,
+    b"file," + b"c,"*5000 + b"d\na," + b"1,"*5000 + b"0",
+    (b'"a",'*300 + b"\n")*30]
+FILE_NAMES = [
+    "a", "a.jpg", "a.jfif", ".jpg", "a.", "a..jpg", "a b.jpg", "a\nb.jpg", "a\x1b[31m.jpg", "\udcff.jpg",
+    "a\\b.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg", "x"*250 + ".jpg", "a.HEIC", "Thumbs.db", "._a.jpg",
+    "-a.jpg", "CON.jpg", "a.123", "%s.jpg", "{}.jpg", "sound.png"]
+LISTS = [
+    b"a\x0cb", "a\u2028b".encode(), b"a\0b", b"\xef\xbb\xbfa\n", b"x"*5000, ("ä"*300).encode(), b"a\n"*100_000,
+    b"a b c", b"a.jpg\n", b"./a", b"a\r\nb"]
+PICTURES = [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n{} loop\n",
+    b"P6 40 30 255\n", b"P6 99999 99999 255\n" + b"x"*99, b"%PDF-1.4",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
 
 # ---- the readers, and what a result has to be
 
@@ -229,7 +325,9 @@ def tags_json(path):
 
 def classes(path):
     c = get_classes(path)
-    assert all(isinstance(w, str) and w for w in (c.name, c.template, *c.names, *c.prompts, *c.background)) and len(c.fg_texts) == c.n_classes - 1 and len(c.bg_texts) == len(c.background)
+    texts = c.name, c.template, *c.names, *c.prompts, *c.background
+    assert all(isinstance(w, str) and w for w in texts)
+    assert len(c.fg_texts) == c.n_classes - 1 and len(c.bg_texts) == len(c.background)
 
 def table(path):
     for name, tags in rows_csv(path):
@@ -256,7 +354,9 @@ def models(tmp):
         p.grad = torch.ones_like(p)
     opt.step()
     clip = {f"visual.{k}": v for k, v in model.clip.visual.state_dict().items()}
-    weclip.engine.weights.build = lambda backbone, cfg, classes, arch, decoder=None: weclip.method.model.WeCLIP(model.clip, model.text_fg, model.text_bg, classes, cfg, decoder)  # no reading of a real backbone
+    def without_reading(backbone, cfg, classes, arch, decoder=None):
+        return weclip.method.model.WeCLIP(model.clip, model.text_fg, model.text_bg, classes, cfg, decoder)
+    weclip.engine.weights.build = without_reading  # no file of a real backbone
     save_model(tmp/"m.safetensors", model, "tiny")
     save_checkpoint(tmp/"c.pt", model, opt, 3, [[0, 1., 1., 1., .1]])
     torch.save({"state_dict": model.decoder.state_dict()}, tmp/"d.pth")
@@ -267,13 +367,15 @@ def models(tmp):
     def run(path):
         i, history = load_checkpoint(path, model, optimiser(model, model.cfg))
         assert isinstance(i, int) and 0 <= i <= model.cfg.iters and isinstance(history, list)
-    def tensors(path, read): assert all(isinstance(k, str) for k in read(path))
-    return {"m.safetensors": load_model, "c.pt": run,
-            **dict.fromkeys(("d.pth", "old.pth", "clip.pt", "clip.safetensors"), lambda p: tensors(p, read_weights))}
+    def tensors(path):
+        assert all(isinstance(name, str) for name in read_weights(path))
+    foreign = dict.fromkeys(("d.pth", "old.pth", "clip.pt", "clip.safetensors"), tensors)
+    return {"m.safetensors": load_model, "c.pt": run, **foreign}
 
 # ---- running them
 
-ELSEWHERE = re.compile(r"\S*/JPEGImages: no picture for \d|train: 3 of 3 pictures have no tag: a, b, c")  # a list may also be right and the folder wrong
+# a list may also be right and the folder wrong
+ELSEWHERE = re.compile(r"\S*/JPEGImages: no picture for \d|train: 3 of 3 pictures have no tag: a, b, c")
 
 class Slow(BaseException):
     "An input took too long."
@@ -285,7 +387,8 @@ def attempt(read, path):
         read(path)
         return "ok", ""
     except (ValueError, FileNotFoundError) as e:
-        return ("refused", str(e)[:200]) if str(e).startswith(str(path)) or ELSEWHERE.match(str(e)) else ("nameless", f"{type(e).__name__}: {e}"[:300])
+        is_named = str(e).startswith(str(path)) or ELSEWHERE.match(str(e))
+        return ("refused", str(e)[:200]) if is_named else ("nameless", f"{type(e).__name__}: {e}"[:300])
     except AssertionError as e:
         return "wrong", str(e)[:300]
     except Slow:
@@ -297,7 +400,8 @@ def attempt(read, path):
 
 def inputs(tmp):
     "(kind, reader, path, mutations, bytes) of every input; the path is where it has to lie."
-    def binary(kind, read, path, b, how, n): yield from ((kind, read, path, *m) for m in [("", b), *mutants(b, how, n, path.name)])
+    def binary(kind, read, path, b, how, n):
+        yield from ((kind, read, path, *m) for m in [("", b), *mutants(b, how, n, path.name)])
     for name, b in pictures().items():
         yield from binary("picture", picture, tmp/name, b, (*BYTES, size, size), 60)
     for k, b in enumerate(PICTURES):
@@ -310,7 +414,8 @@ def inputs(tmp):
         yield from binary("mask", mask, p, p.read_bytes(), (*BYTES, size, size), 90)
     def text(kind, read, path, made, n):
         b = path.read_bytes()
-        yield from ((kind, read, path, *m) for m in [("", b), *((f"made {k}", x) for k, x in enumerate(made)), *mutants(b, TEXT, n, kind)])
+        by_hand = [(f"made {k}", x) for k, x in enumerate(made)]
+        yield from ((kind, read, path, *m) for m in [("", b), *by_hand, *mutants(b, TEXT, n, kind)])
         path.write_bytes(b)
     root = make_root(tmp/"voc")
     lists = root/"ImageSets"/"Segmentation"
@@ -331,13 +436,14 @@ def inputs(tmp):
         for link, to in (("loop", here.parent), ("self", here/"self"), ("gone.jpg", here/"nowhere")):
             (here/link).symlink_to(to)
         yield "own", own_folder, here/name, "" if k < 3 else f"name {k}", sound
-        yield from (("own", own_folder, here/name, *m) for m in mutants(sound, BYTES, 4,
-            name.encode("utf-8", "replace").decode()))
+        seed = name.encode("utf-8", "replace").decode()
+        yield from (("own", own_folder, here/name, *m) for m in mutants(sound, BYTES, 4, seed))
     (tmp/"street.yaml").write_bytes(YAML)
     yield from text("classes", classes, tmp/"street.yaml", PYTHON_YAML, 250)
     for name, read in models(tmp).items():
         b = (tmp/name).read_bytes()
-        yield from (("checkpoint", read, tmp/name, *m) for m in [("", b), *mutants(b, BYTES, 40, name), *((f"head {m}", x + b[3000:]) for m, x in mutants(b[:3000], (*BYTES, swap, word), 40, name))])
+        heads = [(f"head {m}", x + b[3000:]) for m, x in mutants(b[:3000], (*BYTES, swap, word), 40, name)]
+        yield from (("checkpoint", read, tmp/name, *m) for m in [("", b), *mutants(b, BYTES, 40, name), *heads])
 
 def arm():
     def slow(*_): raise Slow
@@ -358,7 +464,10 @@ def main(tmp):
             start = resource.getrusage(resource.RUSAGE_SELF)
             outcome, message = attempt(read, path)
             end = resource.getrusage(resource.RUSAGE_SELF)
-            log.write(json.dumps(dict(outcome=outcome, message=message, seconds=round(end.ru_utime - start.ru_utime, 2), mib=(end.ru_maxrss - start.ru_maxrss)//1024)) + "\n")
+            seconds = round(end.ru_utime - start.ru_utime, 2)
+            mib = (end.ru_maxrss - start.ru_maxrss)//1024
+            told = dict(outcome=outcome, message=message, seconds=seconds, mib=mib)
+            log.write(json.dumps(told) + "\n")
             log.flush()
             if outcome not in ("ok", "refused"):
                 (tmp/"bad").mkdir(exist_ok=True)

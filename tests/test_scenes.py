@@ -1,5 +1,7 @@
 """The built-in data: reproducible, split without overlap, and laid out as VOC2012."""
 import json
+from itertools import combinations
+
 import numpy as np
 from PIL import Image
 from weclip.method.classes import SCENES
@@ -8,23 +10,20 @@ from weclip.data.voc import open_data
 from weclip.world.scenes import STREAMS, draw_split, write_scenes
 
 def test_a_folder_is_drawn_once_and_drawn_alike(tmp_path):
-    a = write_scenes(tmp_path/"a", train=4, val=2, workers=1)
-    stamp = {p: p.stat().st_mtime_ns for p in a.rglob("*.png")}
-    assert write_scenes(a, train=4, val=2, workers=1) == a and {p: p.stat().st_mtime_ns for p in a.rglob("*.png")} == stamp
-    b = write_scenes(tmp_path/"b", train=4, val=2, workers=2)
-    for p in a.rglob("*.*"):
-        assert p.read_bytes() == (b/p.relative_to(a)).read_bytes(), p
-
-def test_other_settings_are_drawn_anew(tmp_path):
-    write_scenes(tmp_path/"a", train=2, val=1, workers=1)
-    write_scenes(tmp_path/"a", train=3, val=1, workers=1)
-    assert len(open_data(tmp_path/"a", "train", SCENES.classes)) == 3
+    first = write_scenes(tmp_path/"a", train=4, val=2, workers=1)
+    def written(): return {p: p.stat().st_mtime_ns for p in first.rglob("*.png")}
+    before = written()
+    assert write_scenes(first, train=4, val=2, workers=1) == first and written() == before
+    second = write_scenes(tmp_path/"b", train=4, val=2, workers=2)
+    files = {p.relative_to(first) for p in first.rglob("*.*")}
+    assert files == {p.relative_to(second) for p in second.rglob("*.*")}
+    assert not [p for p in files if (first/p).read_bytes() != (second/p).read_bytes()]
+    write_scenes(first, train=3, val=1, workers=1)
+    assert len(open_data(first, "train", SCENES.classes)) == 3  # other settings are drawn anew
 
 def test_splits_share_no_picture():
-    first = {s: draw_split(s, 0) for s in STREAMS}
-    for a in first:
-        for b in first:
-            assert a == b or first[a].img.shape != first[b].img.shape or not np.array_equal(first[a].img, first[b].img)
+    first = {split: draw_split(split, 0).img for split in STREAMS}
+    assert not [(a, b) for a, b in combinations(STREAMS, 2) if np.array_equal(first[a], first[b])]
 
 def test_tags_are_what_the_mask_shows(tmp_path):
     root = write_scenes(tmp_path/"a", train=12, val=1, workers=1)

@@ -1,29 +1,31 @@
-"""What would spoil the page of `tinyclip`: the training of the shipped encoder, stopped and continued, on a few drawn pictures."""
+"""What would spoil the page of `tinyclip`: the shipped encoder's training, stopped and continued, on a few pictures."""
 import json
 
-import pytest, torch
+import pytest
+import torch
+
+import weclip.world.tinyclip as tinyclip
+from weclip.world.classifier import class_logits, load_classifier, new_classifier, train_classifier
 from weclip.world.tinyclip import pretraining_set, save_tiny, tiny_clip, train_tiny
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 FEW = dict(n_pictures=8, bs=4, horizon=64, cool=8, full_share=.5, every=1, workers=1)
 
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    import weclip.world.tinyclip as t
     whole = train_tiny(tmp_path/"whole", samples=16, **FEW).state_dict()
-    real = t.batch
-    drawn = []
+    real = tinyclip.batch
     def dying(data, step, *rest):
-        if step == 2 and not drawn:
-            drawn.append(step)
-            raise KeyboardInterrupt
+        if step == 2: raise KeyboardInterrupt
         return real(data, step, *rest)
-    monkeypatch.setattr(t, "batch", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tinyclip, "batch", dying)
         train_tiny(tmp_path/"parts", samples=16, **FEW)
     parts = train_tiny(tmp_path/"parts", samples=16, **FEW)
-    assert drawn == [2] and all(v.equal(whole[k]) for k, v in parts.state_dict().items()) and not parts.training
-    assert [json.loads(line)["step"] for line in (tmp_path/"parts"/"log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
-    assert not any(v.equal(tiny_clip().state_dict()[k]) for k, v in whole.items() if k.endswith("c_fc.weight"))
+    assert all(v.equal(whole[k]) for k, v in parts.state_dict().items()) and not parts.training
+    log = (tmp_path/"parts"/"log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
+    shipped = tiny_clip().state_dict()
+    assert not any(v.equal(shipped[k]) for k, v in whole.items() if k.endswith("c_fc.weight"))
     save_tiny(parts, tmp_path/"shipped")
     assert {p.name for p in (tmp_path/"shipped").iterdir()} == {"weclip-tiny.json", "weclip-tiny.safetensors"}
 
@@ -34,7 +36,6 @@ def test_pictures_are_drawn_once(tmp_path):
     assert (a["img"] == b["img"]).all() and (tmp_path/"img.npy").stat().st_mtime_ns == stamp and a["facts"].any()
 
 def test_the_classifier_is_stored_as_it_was_trained(tmp_path):
-    from weclip.world.classifier import class_logits, load_classifier, new_classifier, train_classifier
     model = train_classifier(tmp_path, 16, **FEW)
     stored = load_classifier(tmp_path/"classifier.safetensors")
     img = torch.rand(2, 3, 112, 112)

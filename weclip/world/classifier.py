@@ -8,10 +8,9 @@ __all__ = ['new_classifier', 'class_logits', 'class_loss', 'has_bf16', 'train_cl
 # %% ../../nbs/3_world/02_classifier.ipynb #44d8fea7
 from pathlib import Path
 import open_clip, torch, torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from ..machine import whole_file
-from .tinyclip import N_C, crops, new_tiny, train_tiny
+from .tinyclip import N_C, crops, new_tiny, save_half, train_tiny
 
 # %% ../../nbs/3_world/02_classifier.ipynb #f8fed532
 def new_classifier(seed=0 # of the initial weights
@@ -57,9 +56,7 @@ def train_classifier(folder,          # pictures, checkpoints and the log go her
     )->open_clip.CLIP:                # in evaluation mode
     "Train the classifier, or continue; writes its weights when done."
     model = train_tiny(folder, samples, new=new_classifier, loss=class_loss, **kw)
-    state = {k: v.detach().half().cpu().contiguous() for k, v in _stored(model.state_dict()).items()}
-    with whole_file(Path(folder)/"classifier.safetensors") as part:
-        save_file(state, part)
+    save_half(_stored(model.state_dict()), Path(folder)/"classifier.safetensors")
     return model
 
 def load_classifier(path # classifier.safetensors

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHAPES', 'TILT', 'HOME', 'RGB', 'MATERIALS', 'GROUNDS', 'COLOURS', 'COUNTS', 'FILL', 'MIN_SHARE', 'STREAMS',
            'DRAWING', 'ellipse', 'box', 'bar', 'poly', 'wheels', 'car', 'bus', 'train', 'boat', 'plane', 'bird', 'cat',
-           'fish', 'flower', 'cup', 'house', 'lamp', 'noise_bank', 'noise', 'bricks', 'ground', 'coverage', 'paint',
-           'rotation', 'texture', 'place', 'draw_object', 'backdrop', 'clutter', 'Scene', 'draw_scene', 'draw_split',
-           'scene_tags', 'save_scene', 'write_scenes']
+           'fish', 'flower', 'cup', 'house', 'lamp', 'noise_bank', 'noise', 'ground', 'paint', 'rotation', 'texture',
+           'place', 'draw_object', 'backdrop', 'clutter', 'Scene', 'draw_scene', 'draw_split', 'scene_tags',
+           'save_scene', 'write_scenes']
 
 # %% ../../nbs/3_world/00_scenes.ipynb #9bc50151
 from functools import lru_cache
@@ -24,31 +24,25 @@ from ..machine import end_if_child, parallel_map
 from ..method.classes import SCENES, voc_palette
 
 # %% ../../nbs/3_world/00_scenes.ipynb #3df82a55
-def ellipse(cx,        # centre, x
-            cy,        # centre, y
-            rx,        # half the width
-            ry,        # half the height
+def ellipse(cx, cy,    # centre
+            rx, ry,    # half the width and half the height
             n=20       # number of corners
     )->np.ndarray:     # (n, 2), x and y
     "Polygon of an ellipse."
     a = np.linspace(0, 2*pi, n, endpoint=False)
     return np.stack([cx + rx*np.cos(a), cy + ry*np.sin(a)], 1)
 
-def box(x0,        # left
-        y0,        # top
-        x1,        # right
-        y1         # bottom
+def box(x0, y0,    # left, top
+        x1, y1     # right, bottom
     )->np.ndarray: # (4, 2)
     "Polygon of a rectangle."
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], float)
 
-def bar(p,         # one end, (x, y)
-        q,         # the other end, (x, y)
+def bar(p, q,      # its ends, (x, y)
         w          # width
     )->np.ndarray: # (4, 2)
     "A bar of width `w` from `p` to `q`."
-    p = np.array(p, float)
-    q = np.array(q, float)
+    p, q = np.array([p, q], float)
     aside = np.array([p[1] - q[1], q[0] - p[0]]) / np.linalg.norm(q - p) * w/2  # half a width, square to the bar
     return np.stack([p + aside, q + aside, q - aside, p - aside])
 
@@ -58,12 +52,11 @@ def poly(*corners  # n pairs (x, y)
     return np.array(corners, float)
 
 # %% ../../nbs/3_world/00_scenes.ipynb #206fa9b2
-def wheels(xs,                    # centres, x
-           y,                     # centres, y
-           radius,                # of the tyres
-           hub,                   # radius of the hubs, as a fraction of the tyres'
-           hub_material="metal"   # see `MATERIALS`
-    )->list:                      # parts, two a wheel
+def wheels(xs, y,               # centres: a list of x, and their common y
+           radius,              # of the tyres
+           hub,                 # radius of the hubs, as a fraction of the tyres'
+           hub_material="metal" # see `MATERIALS`
+    )->list:                    # parts, two a wheel
     "Tyres with hubs, shared by car, bus and train."
     parts = []
     for x in xs:
@@ -71,8 +64,7 @@ def wheels(xs,                    # centres, x
                   (ellipse(x, y, radius*hub, radius*hub, 10), hub_material)]
     return parts
 
-def car(r:Generator # source of the proportions
-    )->list:        # parts (polygon, material), back to front
+def car(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "Two windows in a low cabin, two wheels and a headlight."
     h = r.uniform(.22, .34)     # half the body's height
     c = r.uniform(.25, .4)      # height of the cabin
@@ -88,8 +80,7 @@ def car(r:Generator # source of the proportions
             *wheels((-.58, .58), h, r.uniform(.17, .25), .45),
             (ellipse(.93, h*.25, .06, .08, 8), "light")]
 
-def bus(r:Generator # source of the proportions
-    )->list:        # parts (polygon, material), back to front
+def bus(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A tall box with a row of windows and two wheels, often a stripe."
     h = r.uniform(.42, .6)  # half its height
     n = r.integers(4, 6)    # windows
@@ -98,8 +89,7 @@ def bus(r:Generator # source of the proportions
     return [(poly((-1, -h), (.9, -h), (1, -h*.6), (1, h*.8), (-1, h*.8)), "body"), *stripe, *panes,
             *wheels((-.6, .6), h*.8, r.uniform(.13, .18), .4)]
 
-def train(r:Generator # source of the proportions
-    )->list:          # parts (polygon, material), back to front
+def train(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A steam engine: boiler, cab, funnel, five wheels on a rod."
     h = r.uniform(.2, .3)        # half the boiler's height
     cab = r.uniform(.35, .5)     # length of the cab
@@ -118,8 +108,7 @@ def train(r:Generator # source of the proportions
             (poly((.9, h), (1.1, h+.25), (.85, h+.25)), "dark")]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #3ff1a9ac
-def boat(r:Generator # source of the proportions
-    )->list:         # parts (polygon, material), back to front
+def boat(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A hull with a rim, under two sails or a cabin."
     h = r.uniform(.25, .4)    # depth of the hull
     x = r.uniform(-.15, .15)  # mast
@@ -136,8 +125,7 @@ def boat(r:Generator # source of the proportions
             (poly((-.95, .15), (1, .1), (.7, .15+h), (-.7, .15+h)), "body"),
             (poly((-.95, .15), (1, .1), (.96, .2), (-.9, .23)), "trim")]
 
-def plane(r:Generator # source of the proportions
-    )->list:          # parts (polygon, material), back to front
+def plane(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A fuselage with two wings, a fin, six windows, a cockpit and an engine."
     t = r.uniform(.15, .21)  # half the fuselage's height
     windows = [(ellipse(x, -t*.3, .035, .04, 8), "glass") for x in np.linspace(-.4, .5, 6)]
@@ -150,8 +138,7 @@ def plane(r:Generator # source of the proportions
             (ellipse(-.1, .35, .13, .06, 10), "metal")]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #c4f874dc
-def bird(r:Generator # source of the proportions
-    )->list:         # parts (polygon, material), back to front
+def bird(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "Two legs, a tail, a head with beak and eye; the wing folded or raised."
     w = r.uniform(.5, .62)     # half the body's width
     h = r.uniform(.3, .42)     # and height
@@ -170,8 +157,7 @@ def bird(r:Generator # source of the proportions
             (ellipse(x+.08, -h, .055, .055, 8), "dark"),
             (wing, "trim")]
 
-def cat(r:Generator # source of the proportions
-    )->list:        # parts (polygon, material), back to front
+def cat(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A curled tail, four legs, a head with two ears, two eyes and a nose; often striped."
     a = np.linspace(0, 2.2, 10)
     edge = np.stack([-.6 - r.uniform(.35, .5)*np.sin(a), .35 - .3*a], 1)
@@ -188,8 +174,7 @@ def cat(r:Generator # source of the proportions
             (ellipse(.76, -.35, .06, .07, 8), "light"),
             (poly((.6, -.22), (.68, -.22), (.64, -.16)), "pink")]
 
-def fish(r:Generator # source of the proportions
-    )->list:         # parts (polygon, material), back to front
+def fish(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A forked tail, three fins and an eye; often striped."
     h = r.uniform(.36, .54)  # half the body's height
     stripes = []
@@ -204,8 +189,7 @@ def fish(r:Generator # source of the proportions
             (poly((0, .05), (-.2, .2), (.12, .22)), "trim")]
 
 # %% ../../nbs/3_world/00_scenes.ipynb #51b87029
-def flower(r:Generator # source of the proportions
-    )->list:           # parts (polygon, material), back to front
+def flower(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "Five to eight petals around a heart, on a stem with two leaves."
     n = r.integers(5, 9)           # petals
     radius = r.uniform(.36, .46)
@@ -223,8 +207,7 @@ def flower(r:Generator # source of the proportions
             (ellipse(-.22, .65, .26, .11, 12), "leaf"), *petals,
             (ellipse(0, cy, radius*.42, radius*.42, 16), heart)]
 
-def cup(r:Generator # source of the proportions
-    )->list:        # parts (polygon, material), back to front
+def cup(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A tapering cup of coffee with a handle, sometimes a band."
     w = r.uniform(.45, .6)    # half the width of the rim
     h = r.uniform(.5, .75)    # half the height
@@ -238,8 +221,7 @@ def cup(r:Generator # source of the proportions
             (ellipse(0, -h, w, .14), "trim"),
             (ellipse(0, -h, w*.85, .1, 18), "coffee"), *band]
 
-def house(r:Generator # source of the proportions
-    )->list:          # parts (polygon, material), back to front
+def house(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A chimney behind a gabled roof, a door, and a window on each side that has room for it."
     w = r.uniform(.65, .85)     # half the width
     h = r.uniform(.6, .8)       # ground
@@ -254,8 +236,7 @@ def house(r:Generator # source of the proportions
             (poly((-w-.15, top), (r.uniform(-.2, .2), -.95), (w+.15, top)), "trim"),
             (box(door-.14, h-.5, door+.14, h), "wood"), *panes]
 
-def lamp(r:Generator # source of the proportions
-    )->list:         # parts (polygon, material), back to front
+def lamp(r:Generator)->list: # parts (polygon, material), back to front; `r` draws the proportions
     "A shade with a rim on a stand, half of the time with its bulb showing."
     w = r.uniform(.55, .75)  # half the width of the shade, below
     t = r.uniform(.25, .4)   # and above
@@ -288,18 +269,15 @@ GROUNDS = dict(grass=(95, 140, 65), sky=(140, 185, 230), water=(55, 105, 150), s
 COLOURS = tuple(RGB)
 
 @lru_cache
-def noise_bank(n=24,     # pictures
-               side=256, # their height and width, pixels
-               seed=0    # the bank is the same in every process
-    )->np.ndarray:       # (n, side, side), zero mean and unit variance each
-    "Fractal noise that all textures are cut from."
-    r = np.random.default_rng(seed)
-    bank = np.zeros((n, side, side), np.float32)
+def noise_bank()->np.ndarray: # (24, 256, 256), zero mean and unit variance each
+    "Fractal noise that all textures are cut from, the same in every process."
+    r = np.random.default_rng(0)
+    bank = np.zeros((24, 256, 256), np.float32)
     for layer in bank:
         for octave in range(6):
             shape = np.maximum(2, 2**(octave+2) * r.uniform(.5, 1.5, 2)).astype(int)
             grid = Image.fromarray(r.standard_normal(shape).astype(np.float32))
-            layer += np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC)) * r.uniform(.3, 1) * .75**octave
+            layer += np.asarray(grid.resize(layer.shape, Image.Resampling.BICUBIC)) * r.uniform(.3, 1) * .75**octave
     return (bank - bank.mean((1, 2), keepdims=True)) / bank.std((1, 2), keepdims=True)
 
 def noise(r:Generator, # source of the place
@@ -313,14 +291,6 @@ def noise(r:Generator, # source of the place
     window = bank[r.integers(len(bank)), y:y+h, x:x+w]
     return window[:, ::-1] if r.random() < .5 else window
 
-def bricks(x,       # columns, (h, w), in units of 112 pixels
-           y,       # rows, (h, w), likewise
-           f        # bricks per unit across; twice as many rows
-    )->np.ndarray:  # (h, w), bool
-    "True on the joints of a brick wall."
-    row = np.floor(y*f*2)
-    return (y*f*2 % 1 < .14) | ((x*f + .5*(row % 2)) % 1 < .07)
-
 def ground(name,        # one of `GROUNDS`
            r:Generator, # source of colour and relief
            hw           # (h, w), pixels
@@ -330,7 +300,10 @@ def ground(name,        # one of `GROUNDS`
     m = noise(r, hw)
     grain = r.standard_normal(hw)
     y, x = np.mgrid[:hw[0], :hw[1]] / 112
-    walls = [lambda: -35.*bricks(x, y, r.uniform(6, 14)) + n*7,
+    def joints(f):  # of bricks, f per unit across and twice as many rows
+        shift = .5*(np.floor(y*f*2) % 2)
+        return (y*f*2 % 1 < .14) | ((x*f + shift) % 1 < .07)
+    walls = [lambda: -35.*joints(r.uniform(6, 14)) + n*7,
              lambda: np.sign(np.sin(x*r.uniform(36, 84)))*12 + n*5,
              lambda: n*10]
     wall = walls[r.choice(3, p=[.4, .3, .3])]
@@ -349,34 +322,25 @@ def ground(name,        # one of `GROUNDS`
     return (colour + r.normal(0, 14, 3) + relief[..., None]).astype(np.float32)
 
 # %% ../../nbs/3_world/00_scenes.ipynb #6c31fdcb
-def coverage(corners, # (n, 2), x and y in pixels
-             hw,      # (h, w) of the picture, pixels
-             over=4   # samples per pixel and axis
-    )->tuple:         # (window as two slices, fractions in [0, 1] of the window's size); None outside the picture
-    "Window a polygon falls into, and the fraction of each of its pixels that is covered."
-    x0, y0 = np.maximum(np.floor(corners.min(0)), 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(corners.max(0)) + 1, hw[::-1]).astype(int)
-    if x1 <= x0 or y1 <= y0: return None
-    mask = Image.new("L", ((x1-x0)*over, (y1-y0)*over))
-    ImageDraw.Draw(mask).polygon([tuple(p) for p in ((corners - (x0, y0))*over - .5).tolist()], fill=255)
-    return (slice(y0, y1), slice(x0, x1)), np.asarray(mask.reduce(over), np.float32)/255
-
 def paint(img,     # (h, w, 3) float, grey levels, changed in place
           lbl,     # (h, w) uint8, changed in place
           corners, # of the part, (n, 2), x and y in pixels
           colour,  # (3,), grey levels
           texture, # added to the colour, (h, w), grey levels
           light,   # the sum is multiplied by it, (h, w)
-          label    # class id of the part; None: leave `lbl` as it is
+          label    # class id of the part
     )->None:
-    "Paint one part, where it lies inside the picture."
-    found = coverage(corners, lbl.shape)
-    if found is None: return
-    window, alpha = found
+    "Paint one part, where it lies inside the picture; sixteen samples a pixel tell how far it is covered."
+    x0, y0 = np.maximum(np.floor(corners.min(0)), 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(corners.max(0)) + 1, lbl.shape[::-1]).astype(int)
+    if x1 <= x0 or y1 <= y0: return
+    mask = Image.new("L", ((x1-x0)*4, (y1-y0)*4))
+    ImageDraw.Draw(mask).polygon([tuple(p) for p in ((corners - (x0, y0))*4 - .5).tolist()], fill=255)
+    covered = np.asarray(mask.reduce(4), np.float32)/255
+    window = slice(y0, y1), slice(x0, x1)
     surface = (colour + texture[window][..., None]) * light[window][..., None]
-    img[window] += alpha[..., None] * (surface - img[window])
-    if label is not None:
-        lbl[window][alpha > .5] = label
+    img[window] += covered[..., None] * (surface - img[window])
+    lbl[window][covered > .5] = label
 
 # %% ../../nbs/3_world/00_scenes.ipynb #ca24e281
 def rotation(degrees # angle; positive turns clockwise on the screen, where y points down
@@ -423,15 +387,15 @@ def draw_object(img,         # (h, w, 3) float, grey levels, changed in place
                 name,        # key of `SHAPES`
                 r:Generator, # source of everything else
                 fill,        # size as a fraction of the largest that fits
-                others=(),   # (centre, scale) of objects to keep away from; given up after eight tries
-                label=1      # its id in `lbl`
+                others,      # what this function returned for those to keep away from; given up after eight tries
+                label        # its id in `lbl`
     )->tuple:                # (centre (x, y) in pixels, pixels per unit of its box, name of the body's colour)
     "Draw one object."
     hw = lbl.shape
     parts = SHAPES[name](r)
     for _ in range(8):
         corners, centre, scale = place(parts, r, name, fill, hw)
-        if all(np.hypot(*(centre - c)) > .85*(scale + s) for c, s in others): break
+        if all(np.hypot(*(centre - c)) > .85*(scale + s) for c, s, _ in others): break
     body, trim = r.choice(COLOURS, 2)
     skin = texture(r, hw)
     rest = noise(r, hw)*6
@@ -504,8 +468,7 @@ def draw_scene(seed,       # any int or tuple of ints
         clutter(img, lbl, r)
         drawn = []  # (centre, scale, colour) of each object
         for name, i in zip(names, ids):
-            fill = r.uniform(*FILL[n-1])
-            drawn.append(draw_object(img, lbl, name, r, fill, [(centre, scale) for centre, scale, _ in drawn], i))
+            drawn.append(draw_object(img, lbl, name, r, r.uniform(*FILL[n-1]), drawn, i))
         if r.random() < .25:
             clutter(img, lbl, r, 2)
         if all((lbl == i).mean() >= MIN_SHARE for i in ids): break

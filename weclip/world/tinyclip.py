@@ -6,7 +6,7 @@
 __all__ = ['GLUE', 'WORDS', 'CONTEXT', 'THINGS', 'PLACES', 'N_C', 'N_K', 'FIRST_PLACE', 'N_FACTS', 'SIDE', 'NORM', 'merges',
            'tiny_tokenizer', 'tiny_config', 'sincos', 'new_tiny', 'is_true', 'scene_facts', 'with_article', 'caption',
            'pretraining_set', 'random_squares', 'visible', 'contrastive', 'optimisers', 'crops', 'batch', 'schedule',
-           'clip_loss', 'train_tiny', 'average_precision', 'zero_shot', 'save_tiny', 'tiny_clip']
+           'clip_loss', 'train_tiny', 'average_precision', 'zero_shot', 'save_half', 'save_tiny', 'tiny_clip']
 
 # %% ../../nbs/3_world/01_tinyclip.ipynb #bc1999f1
 from functools import lru_cache
@@ -168,12 +168,11 @@ def pretraining_set(folder,       # where the arrays are kept
 def random_squares(img:Tensor,  # (B, 3, H, H) float
                    lbl:Tensor,  # (B, 1, H, H) float class ids
                    side,        # of the result, pixels
-                   gen,         # torch generator of the draws
-                   min_area=1/3 # of the square, as a share of the picture
+                   gen          # torch generator of the draws
     )->tuple:                   # pictures (B, 3, side, side), ids (B, side, side)
-    "A random square of each picture, mirrored half of the time, resized to `side`."
+    "A random square of at least a third of each picture, mirrored half of the time, resized to `side`."
     b = len(img)
-    zoom = torch.empty(b).uniform_(min_area**.5, 1, generator=gen)
+    zoom = torch.empty(b).uniform_((1/3)**.5, 1, generator=gen)
     shift = (torch.rand(b, 2, generator=gen)*2 - 1)*(1 - zoom[:, None])
     mirror = (torch.rand(b, generator=gen) < .5).float()*-2 + 1
     theta = torch.zeros(b, 2, 3)
@@ -185,13 +184,12 @@ def random_squares(img:Tensor,  # (B, 3, H, H) float
     return F.grid_sample(img, grid, align_corners=False), ids
 
 def visible(facts:Tensor, # (B, N_FACTS)
-            lbl:Tensor,   # (B, h, w) class ids of the crop
-            min_share=.015  # of the crop
-    )->Tensor:              # (B, N_FACTS)
-    "Facts that hold for the crop: classes that fill less than `min_share` of it are gone, with their colours."
+            lbl:Tensor    # (B, h, w) class ids of the crop
+    )->Tensor:            # (B, N_FACTS)
+    "Facts that hold for the crop: classes that fill less than 1.5 % of it are gone, with their colours."
     share = F.one_hot(lbl.flatten(1), N_C + 1).float().mean(1)[:, 1:]  # (B, N_C)
     grounds = torch.ones(len(lbl), len(PLACES))
-    return facts * (torch.cat([share, share.repeat_interleave(N_K, 1), grounds], 1) >= min_share)
+    return facts * (torch.cat([share, share.repeat_interleave(N_K, 1), grounds], 1) >= .015)
 
 # %% ../../nbs/3_world/01_tinyclip.ipynb #ed2fa0ff
 def contrastive(s:Tensor, # similarities times the logit scale, (n, m)
@@ -205,9 +203,7 @@ def contrastive(s:Tensor, # similarities times the logit scale, (n, m)
 # %% ../../nbs/3_world/01_tinyclip.ipynb #c390bff6
 NORM = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
 
-def optimisers(model,            # open_clip CLIP
-               lr_matrices=2e-3, # peak learning rate of Muon
-               lr_rest=1e-3      # and of AdamW
+def optimisers(model # open_clip CLIP
     )->list:
     "Muon for the matrices inside the blocks, AdamW for embeddings, norms, biases and projections."
     if not hasattr(torch.optim, "Muon"):
@@ -216,8 +212,8 @@ def optimisers(model,            # open_clip CLIP
     def is_inner(name, p): return "resblocks" in name and p.ndim == 2
     inner = [p for name, p in model.named_parameters() if is_inner(name, p)]
     rest = [p for name, p in model.named_parameters() if not is_inner(name, p)]
-    return [torch.optim.Muon(inner, lr=lr_matrices, weight_decay=.05),
-            torch.optim.AdamW(rest, lr=lr_rest, betas=(.9, .98), weight_decay=.01)]
+    return [torch.optim.Muon(inner, lr=2e-3, weight_decay=.05),
+            torch.optim.AdamW(rest, lr=1e-3, betas=(.9, .98), weight_decay=.01)]
 
 def crops(data,     # arrays of `pretraining_set`
           step, bs, # number and size of the batch
@@ -236,23 +232,21 @@ def crops(data,     # arrays of `pretraining_set`
 def batch(data,        # arrays of `pretraining_set`
           step, bs,    # number and size of the batch
           side,        # of the crops, pixels
-          seed,        # of the run
-          n_captions=3 # per picture
-    )->tuple:          # pictures (bs, 3, side, side), tokens (bs*n, 20), truth (bs, bs*n)
+          seed         # of the run
+    )->tuple:          # pictures (bs, 3, side, side), tokens (bs*3, 20), truth (bs, bs*3)
     "Examples of one step; a pure function of seed and step."
     img, facts, r = crops(data, step, bs, side, seed)
     rows = facts.numpy().astype(np.uint8)
-    texts, claims = zip(*[caption(row, r) for row in rows for _ in range(n_captions)])
+    texts, claims = zip(*[caption(row, r) for row in rows for _ in range(3)])
     return img, tiny_tokenizer()(list(texts)), is_true(torch.from_numpy(np.stack(claims)).float(), facts)
 
 def schedule(i,       # step
              steps,   # length of the run
              horizon, # steps of the cosine
-             cool,    # step at which the cool-down begins
-             warmup=200 # steps
-    )->float:           # in [0, 1]
+             cool     # step at which the cool-down begins
+    )->float:         # in [0, 1]
     "Learning rate as a share of its peak: warm-up, cosine, linear cool-down to zero at the end."
-    warm = min(1, (i + 1)/warmup)
+    warm = min(1, (i + 1)/200)
     cosine = .5 + .5*math.cos(math.pi*min(1, i/horizon))
     cooling = min(1, max(0, (steps - i)/(steps - cool)))
     return warm*cosine*cooling
@@ -359,16 +353,19 @@ def zero_shot(model:open_clip.CLIP, # of this page's size and tokenizer
     return model.encode_image(normalize(x, **NORM), normalize=True) @ text.T
 
 # %% ../../nbs/3_world/01_tinyclip.ipynb #4621736f
-def save_tiny(model:open_clip.CLIP, # trained
-              folder=ASSETS         # to write into
+def save_half(state:dict, # name -> tensor
+              path        # .safetensors file to write
     )->None:
-    "Write config and fp16 weights as open_clip loads them."
-    folder = Path(str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder/"weclip-tiny.json", tiny_config())
-    state = {k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}
-    with whole_file(folder/"weclip-tiny.safetensors") as part:
-        save_file(state, part)
+    "Write tensors in half precision."
+    with whole_file(path) as part:
+        save_file({k: v.detach().half().cpu().contiguous() for k, v in state.items()}, part)
+
+def save_tiny(model:open_clip.CLIP, # trained
+              folder                # to write into
+    )->None:
+    "Write config and weights as open_clip loads them."
+    write_json(Path(folder)/"weclip-tiny.json", tiny_config())
+    save_half(model.state_dict(), Path(folder)/"weclip-tiny.safetensors")
 
 def tiny_clip()->open_clip.CLIP: # float32, evaluation mode
     "The tiny CLIP that the package ships, through open_clip's own functions."
