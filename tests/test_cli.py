@@ -124,7 +124,7 @@ def test_networks_of_no_training_are_those_of_the_seed(tmp_path, capsys, one_cor
 def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", "--device", "cpu"]) == 2
-    assert "pip install 'gradio" in capsys.readouterr().err
+    assert "pip install 'weclip[app]'" in capsys.readouterr().err
 
 def test_resume_reaches_the_same_weights(root, run, tmp_path, monkeypatch):
     import weclip.engine.train as t

@@ -218,7 +218,7 @@ def test_a_tree_keeps_its_shape_and_can_be_given_twice(photos, tmp_path, capsys)
 def test_without_pycocotools(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert main(["predict", str(photos/"pixel.bmp"), "--out", str(tmp_path), "--format", "coco", "--device", "cpu"]) == 2
-    assert "pip install pycocotools" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "pip install 'weclip[coco]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 # ---- batches
 
