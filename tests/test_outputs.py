@@ -292,15 +292,18 @@ def test_batches_by_shape_equal_one_by_one():
 
 # ---- programs on pictures smaller than a patch; letters of all alphabets
 
+def small_model():
+    "Two of the encoder's blocks and one layer: every operation of the program, a sixth of the time to follow it."
+    from weclip.engine.weights import build
+    return build("tiny", preset("scenes", n_feats=2, d=16, layers=1, heads=2, long_side=0)).eval()
+
 def test_an_onnx_program_takes_a_picture_smaller_than_a_patch(tmp_path):
     "ONNX Runtime said: Scale value should be greater than 0. From one patch on, nothing changes."
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="ONNX needs the onnx extra")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX needs the onnx extra")
     from weclip.use.export import Predictor, export
-    from weclip.engine.weights import build
-    torch.manual_seed(0)
-    model = build("tiny", preset("scenes", d=16, layers=1, heads=2, long_side=0)).eval()
+    model = small_model()
     export(model, tmp_path/"m.onnx")
     session = runtime.InferenceSession(str(tmp_path/"m.onnx"), providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["weclip"])["least_side"] == 1
@@ -322,9 +325,8 @@ def test_an_onnx_program_takes_a_picture_smaller_than_a_patch(tmp_path):
 
 def test_an_archive_says_the_least_side(tmp_path):
     from weclip.use.export import export
-    from weclip.engine.weights import build
     extra = {"weclip.json": ""}
-    export(build("tiny", preset("scenes", d=16, layers=1, heads=2)).eval(), tmp_path/"m.pt2")
+    export(small_model(), tmp_path/"m.pt2")
     program = torch.export.load(tmp_path/"m.pt2", extra_files=extra).module()
     assert json.loads(extra["weclip.json"])["least_side"] == 16
     assert program(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))[1].shape == (1, 16, 16)
