@@ -5,13 +5,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+BUILD = """
+import sys
+from setuptools import build_meta
+print(getattr(build_meta, sys.argv[1])(sys.argv[2]))
+"""
+PREDICT = """
+import weclip
+import numpy as np
+print(weclip.__file__)
+print(weclip.predict(np.zeros((40, 50, 3), np.uint8), crf=False).shape)
+"""
+
+def assets(package): return {p.name for p in (package/"assets").iterdir()}
 
 def run(*cmd, cwd, **env):
-    "Run Python on the copy, out of sight of coverage: the copy's lines would be counted beside the package's, as lines that nobody runs."
+    "Run Python on the copy, out of sight of coverage, which would count the copy's lines as lines that nobody runs."
     unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     command = [sys.executable, *map(str, cmd)]
-    done = subprocess.run(command, cwd=cwd, env={**unmeasured, "PYTHONPATH": "", **env}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env={**unmeasured, "PYTHONPATH": "", **env},
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -36,9 +49,10 @@ def test_the_sdist_holds_what_it_is_built_from(unpacked):
         assert (unpacked/name).is_file(), name
     modules, packed = ({p.relative_to(d).as_posix() for p in (d/"weclip").rglob("*.py")} for d in (ROOT, unpacked))
     assert packed == modules
-    assert {p.name for p in (unpacked/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
+    assert assets(unpacked/"weclip") == assets(ROOT/"weclip")
     assert not (unpacked/"tests").exists(), "tests need the notebooks, which are not in it"
-    assert run("setup.py", "--version", cwd=unpacked).splitlines()[-1] == run("setup.py", "--version", cwd=ROOT).splitlines()[-1]
+    here, there = (run("setup.py", "--version", cwd=d).splitlines()[-1] for d in (ROOT, unpacked))
+    assert here == there
     assert run(unpacked/"setup.py", "--name", cwd=unpacked.parent).splitlines()[-1] == "weclip"  # from any folder
 
 def test_setup_without_its_settings_names_them(unpacked, tmp_path):
@@ -50,9 +64,10 @@ def test_the_sdist_installs_and_predicts(unpacked, tmp_path):
     for name in ("pip", "wheel"):
         if not importlib.util.find_spec(name):
             pytest.skip(f"needs {name}, and no network is asked for it")
-    run("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path/"site", unpacked, cwd=tmp_path)
-    assert {p.name for p in (tmp_path/"site"/"weclip"/"assets").iterdir()} == {p.name for p in (ROOT/"weclip"/"assets").iterdir()}
-    code = "import weclip, numpy as np; print(weclip.__file__); print(weclip.predict(np.zeros((40, 50, 3), np.uint8), crf=False).shape)"
-    where, shape = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path/"site")).splitlines()
-    assert Path(where).parents[1] == tmp_path/"site" and shape == "(40, 50)"
-    assert "predict" in run("-m", "weclip", "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path/"site"))
+    site = tmp_path/"site"
+    how = ("--no-deps", "--no-build-isolation", "--no-index", "--target", site)
+    run("-m", "pip", "install", *how, unpacked, cwd=tmp_path)
+    assert assets(site/"weclip") == assets(ROOT/"weclip")
+    where, shape = run("-c", PREDICT, cwd=tmp_path, PYTHONPATH=str(site)).splitlines()
+    assert Path(where).parents[1] == site and shape == "(40, 50)"
+    assert "predict" in run("-m", "weclip", "--help", cwd=tmp_path, PYTHONPATH=str(site))

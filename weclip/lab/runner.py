@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'RUN', 'missing_data', 'Setup', 'set_up', 'find_devices', 'show_plan', 'Job', 'fresh_folder', 'execute',
-           'run_jobs', 'on_cluster', 'hold', 'run_tables']
+           'run_jobs', 'on_cluster', 'hold', 'run_tables', 'tables']
 
 # %% ../../nbs/6_lab/03_runner.ipynb #c070b9d9
 from contextlib import ExitStack, contextmanager
@@ -14,6 +14,7 @@ from statistics import median
 from typing import NamedTuple
 import os, shutil
 import joblib, papermill, weclip
+from fastcore.meta import delegates
 from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
@@ -62,12 +63,12 @@ def set_up(names=(),           # of tables, or "results"; (): all of the profile
            profile="scenes",   # scenes | voc | coco
            recipe="released",  # released | paper | mended
            seeds=3,            # of every run
-           quick=False,        # next to no training, to see every page run
+           quick=False,        # next to no training, to see every page run; kept apart from the real numbers
            engine="joblib",    # joblib | submitit
            workers=0,          # runs at a time; 0: one per graphics card, or per core, at most four
            results=None,       # folder of the numbers; None: experiments/results
            out=None,           # folder of checkpoints and executed notebooks; None: experiments/runs
-           config=None,        # file with the places of data and weights
+           config=None,        # file with the places of data and weights; None: weclip.toml
            device=None,        # where to compute; None: all graphics cards, if there are any
            notebooks=None      # folder with the notebooks; None: experiments/ here, or of the installed clone
     )->Setup:
@@ -304,3 +305,14 @@ def _carry_out(s, todo)->dict: # name -> why it failed
         if jobs:
             ended |= run_jobs(jobs, devices, call)
     return ended
+
+# %% ../../nbs/6_lab/03_runner.ipynb #0d5bad2a
+@delegates(set_up, but="notebooks")
+def tables(names:tuple=(),     # table1 ... table7, figure3 ... figure5, ours1 ... ours4, results (all of the profile)
+           *,
+           dry_run=False,      # only print the plan: runs, iterations, hours, memory, where each number lands
+           rerun_stale=False,  # replace results that other code or settings made
+           **kwargs            # of `set_up`
+    )->int:                    # 0: every number is there; 1: some are not
+    "Regenerate tables and figures of the paper: run what is missing, then fill them."
+    return run_tables(set_up(names, **kwargs), dry_run, rerun_stale)

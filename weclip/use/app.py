@@ -51,14 +51,6 @@ Drop a picture and name what is in it. The tags are all that training would know
 the *initial CAM* is where a frozen CLIP sees them, the *refined CAM* follows CLIP's attention and the decoder's
 affinity, the *pseudo label* is what training learns from. The *prediction* needs no tags."""
 
-def _gradio():
-    "Gradio, or the way to it."
-    try:
-        import gradio
-    except ImportError as e:
-        raise ImportError("the page needs Gradio: `pip install 'gradio>=6,<7'`") from e
-    return gradio
-
 def _drawn(seg)->tuple: # (mask over its picture, legend)
     return (None, "") if seg is None else (seg.overlay(), html_legend(seg))
 
@@ -87,7 +79,7 @@ def examples(folder=None # where pictures are kept; None: in the user's cache fo
 def page(model:WeCLIP # trained
     ):                # gradio.Blocks
     "The page, not yet opened."
-    gr = _gradio()
+    import gradio as gr
     names = list(model.classes.classes)
     def run(path, tags):
         if not path: raise gr.Error("Drop a picture first.")

@@ -288,7 +288,6 @@ def demo(*,
 def train(data:str=None,    # folder in VOC2012 layout
           *,
           out:str,          # folder to write
-          clip="openai",    # frozen CLIP: openai (downloaded), a file of weights, tiny (shipped), random
           resume=False,     # continue a stopped run
           workers=1,        # processes for loading, if more than one
           device="auto",    # where to compute; auto: a graphics card, if there is one
@@ -301,7 +300,7 @@ def train(data:str=None,    # folder in VOC2012 layout
     ranks, device = join(device)
     is_first = ranks.rank == 0
     say = partial(print, flush=True) if is_first else lambda *_: None
-    model, source = open_source(data, clip=clip, device=device, training=True, **kwargs)
+    model, source = open_source(data, device=device, training=True, **kwargs)
     loss = loss_for(model.cfg)
     processes = "1 process" if ranks.size == 1 else f"{ranks.size} processes"
     say(f"training on {len(source)} pictures of {len(source.names)} classes in {processes}; "
@@ -314,7 +313,7 @@ def train(data:str=None,    # folder in VOC2012 layout
     if is_finished:
         say(f"{out}: the run is finished ({done} of {iters} iterations); nothing was left to train")
     if is_first:
-        save_model(Path(out)/"model.safetensors", model, clip)
+        save_model(Path(out)/"model.safetensors", model)
     say(f"written: {Path(out)/'model.safetensors'}")
     leave(ranks)
 
@@ -471,13 +470,8 @@ def build_and_count(root,             # of the data set
                     build             # function without arguments that builds it; None: only count
     )->int:                           # 1 if a listed picture or mask is missing
     "Build a data set, print what it has of what was published, and say whether it is complete."
-    try:
-        if build is not None:
-            build()
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        raise ValueError(f"{root}: {e}") from e
+    if build is not None:
+        build()
     rows = survey(root, classes)
     print(counts_table(rows))
     return 0 if complete(rows) else 1

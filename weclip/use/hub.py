@@ -13,7 +13,7 @@ import json, re
 from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 import open_clip
-from ..machine import ASSETS, json_ready, markdown_table, whole_file, write_json
+from ..machine import ASSETS, in_words, json_ready, markdown_table, whole_file, write_json
 from ..method.config import MODES, TEXTS, Config, from_dict, run_name
 from ..method.classes import ClassSet
 from ..method.model import WeCLIP
@@ -120,13 +120,10 @@ def fetch(name:str, # folder, or "user/name" on the Hub
         except Exception as e:  # of the client, or of the HTTP library below it, which differs with its version
             raise FileNotFoundError(
                 f"{name}: expected a folder, or user/name of a model on the Hugging Face Hub, found neither; "
-                f"check the name, the network, or the login for a private model ({_first_line(e)})") from e
+                f"check the name, the network, or the login for a private model ({in_words(e)[:200]})") from e
     missing = " and no ".join(f for f in FILES[:2] if not (folder/f).is_file())
     if missing: raise FileNotFoundError(f"{folder}: expected a folder of `save_pretrained`, found no {missing}")
     return folder
-
-def _first_line(e:BaseException)->str:
-    return next(iter(str(e).strip().splitlines()), type(e).__name__)[:200]
 
 def from_pretrained(name:str,  # as in `fetch`
                     clip=None, # backbone as in `load_backbone`; None: the one named in the description
@@ -158,7 +155,7 @@ def push_to_hub(folder,            # of `save_pretrained`
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES),
                                      commit_message="Upload a WeCLIP model"))
     except Exception as e:  # as in `fetch`
-        rest = f"the folder {folder} is complete and can be sent again ({_first_line(e)})"
+        rest = f"the folder {folder} is complete and can be sent again ({in_words(e)[:200]})"
         raise ConnectionError(f"{repo_id}: {_why_not_sent(e)}; {rest}") from e
 
 NO_LOGIN = "this login is not known; run `hf auth login`, or set HF_TOKEN to a token that may write"

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 import json, shutil
 
-from contourpy import FillType, contour_generator
 import numpy as np
 from PIL import Image
 
@@ -57,6 +56,7 @@ def _extent(occupied)->tuple: # first and last index that is occupied
 def polygons(mask:np.ndarray # True inside, (H, W) bool
     )->list:                 # polygons: outline and holes, each a closed list of [x, y]
     "Outlines of a mask along the edges of its pixels, as GeoJSON nests them."
+    from contourpy import FillType, contour_generator
     if not mask.any(): return []
     top, bottom = _extent(mask.any(1))
     left, right = _extent(mask.any(0))
@@ -88,20 +88,11 @@ def _classes(seg:Segmentation)->list: # ids in the mask, neither background nor 
     return [i for i in np.unique(seg.ids).tolist() if i not in (0, IGNORE_INDEX)]
 
 # %% ../../nbs/5_use/02_outputs.ipynb #807ea521
-def _rle():
-    "The mask functions of pycocotools, or the way to them."
-    try:
-        from pycocotools import mask
-    except ImportError as e:
-        advice = "`pip install pycocotools`, or choose another format"
-        raise ImportError(f"COCO's masks need pycocotools: {advice}") from e
-    return mask
-
 def coco_annotations(seg:Segmentation, # its classes become annotations
                      image_id:int      # of the picture in the file
     )->list:                           # of dicts of JSON types, without their own ids
     "One COCO annotation per class in a mask."
-    rle = _rle()
+    from pycocotools import mask as rle
     rows = []
     for i in _classes(seg):
         runs = rle.encode(np.asfortranarray(seg == i, np.uint8))
@@ -123,7 +114,7 @@ def coco_writer(path, # JSON file to write
                 names # by class id
     ):                # yields a function that takes (file name, Segmentation)
     "A COCO file of any number of pictures, in bounded memory."
-    _rle()
+    import pycocotools.mask  # noqa: F401 (missing: told before any picture is looked at)
     image_ids = count(1)
     row_ids = count(1)
     info = {"description": "masks predicted by weclip"}
