@@ -28,9 +28,10 @@ def refused(says, call, *args, error=ValueError, **kw):
         return None if re.search(says, str(e)) else f"it said: {e}"
     return f"it gave: {str(result)[:100]}"
 
-def faulty(results):
-    "The inputs whose result is a fault, with the fault."
-    return {given: fault for given, fault in results.items() if fault}
+def check_all(results):
+    "Fail with every input whose result is a fault."
+    faults = [f"{given!r}: {fault}" for given, fault in results.items() if fault]
+    assert not faults, "\n".join(faults)
 
 def picture(path, h=20, w=30, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def test_forms_agree(pets):
         rest = found.classes.classes, found.images["garden/deep/c"], found.untagged, found.missing
         if list(found.tags.items()) != want or rest != (("cat", "dog"), pets/"garden/deep/c.JPEG", ["b.png"], []):
             wrong[text] = found
-    assert not wrong
+    assert not wrong, wrong
 
 def test_folders_are_classes(pets):
     (pets.parent/"flat").mkdir()
@@ -130,7 +131,7 @@ def test_paths_that_leave_the_folder(pets):
         results["json", bad] = refused("expected a path below", find_images, pets,
                                        csv(pets, json.dumps(tags), "tags.json"))
         results["csv", bad] = refused("", find_images, pets, csv(pets, f'a.jpg,cat\n"{bad}",cat'))
-    assert not faulty(results)
+    check_all(results)
 
 def test_links_that_leave_the_folder(pets):
     "They were refused or passed over, and whole classes with them; who links a folder wants it read."
@@ -202,7 +203,7 @@ def test_tags_that_are_no_name(pets):
         results[tag, "class"] = refused("what has no class|differ in more than case", ClassSet, "x", ("cat", tag),
                                         ("cat", "sky"))
     results["['cat']"] = refused("cat;dog", find_images, pets, csv(pets, "file,tags\na.jpg,['cat']\n"))
-    assert not faulty(results)
+    check_all(results)
 
 def test_two_pictures_of_one_mask(pets):
     picture(pets/"a.png")
@@ -256,7 +257,7 @@ def test_broken_files_of_tags(pets):
         results[text] = refused(says, find_images, pets, csv(pets, text), error=(ValueError, FileNotFoundError))
     for text in BROKEN_JSON:
         results["json", text[:30]] = refused("tags.json", find_images, pets, csv(pets, text, "tags.json"))
-    assert not faulty(results)
+    check_all(results)
 
 def test_no_file_no_folder(pets):
     with pytest.raises(FileNotFoundError, match="none.csv: expected a file of tags"):
@@ -333,7 +334,7 @@ def test_mutated_files(pets, name):
             found.classes.palette()
             if not is_sound(found, home):
                 wrong.append(text)
-    assert not wrong
+    assert not wrong, wrong
     assert 10 <= n_results <= 290  # the mutations reach both ends
 
 # ---- nothing is lost without a word
@@ -355,7 +356,7 @@ def test_every_format_of_pillow_is_read(tmp_path):
         got = data.ids, classes.classes, names, data.read("cat/a")[0].shape
         if got != (["cat/a"], ("cat",), [f"cat/a{suffix}"], (16, 20, 3)):
             wrong.append((suffix, got))
-    assert not wrong
+    assert not wrong, wrong
     # and what is no picture is not opened as one
     assert not {".eps", ".ps", ".pdf", ".mpg", ".wmf", ".h5", ".grib", ".txt"} & set(readable())
     assert {".jpg", ".tif", ".png", ".webp"} <= set(readable())
@@ -473,7 +474,7 @@ def test_accents_stored_in_two_ways(tmp_path):
             found = find_images(tmp_path/stored, {unicodedata.normalize(listed, given): ["cup"]})
             if list(found.images.values()) != [file] or findings(found):
                 wrong.append((listed, given, found))
-    assert not wrong
+    assert not wrong, wrong
 
 def test_names_that_some_file_systems_take_for_one(tmp_path):
     "Accents stored in two ways, and capitals, are two pictures where the file system has both."
@@ -508,7 +509,7 @@ def test_results_never_share_a_file(tmp_path, capsys):
         if status != 2 or says not in err or (top/"m").exists():
             wrong.append((name, status, err))
         refuse_overwriting(find_pictures([top/"p"/"x.jpg"]), top/"m", formats, confidence)
-    assert not wrong
+    assert not wrong, wrong
 
 def test_no_result_overwrites_a_picture(tmp_path, capsys):
     "Masks were looked after, overlays were not: predict photos/overlay --out photos replaced the photographs."
@@ -587,7 +588,7 @@ WORDS_BESIDE_BITS = ["filename,animal,difficult\na.jpg,cat,0\nb.jpg,dog,1\n",
 def test_rows_of_tables(pets):
     rows = {text: rows_csv(csv(pets, text)) for text in TABLES}
     assert rows == TABLES
-    assert not faulty({text: refused("columns", rows_csv, csv(pets, text)) for text in WORDS_BESIDE_BITS})
+    check_all({text: refused("columns", rows_csv, csv(pets, text)) for text in WORDS_BESIDE_BITS})
 
 FILE_HEADS = ["image_id", "img", "img_path", "filepath", "image_name", "ID", "photo", "Image Name", "IMAGE-ID",
               "File Path", "Dateiname"]
@@ -602,7 +603,7 @@ def test_headings(pets):
         found = find_images(pets, csv(pets, f"{head}\n{lines}\n"))
         if found.tags != {"a": [0], "b": [1]} or found.missing or found.unread:
             wrong[head] = found
-    assert not wrong
+    assert not wrong, wrong
     found = find_images(pets, csv(pets, "Pferd,Apfel\na.jpg,cat\nb.png,dog\n"))
     assert found.tags == {"a": [0], "b": [1]} and not found.missing
     assert found.unread == ["first line of the tags, read as headings: 'Pferd' names no picture"]
@@ -638,7 +639,7 @@ def test_parts_are_no_classes(tmp_path):
     for k, (names, says) in enumerate(PARTS.items()):
         top = pictures(tmp_path/str(k), *names)
         results[names] = refused(says.format(top=re.escape(str(top))), find_images, top, "folders")
-    assert not faulty(results)
+    check_all(results)
 
 CLASS_FOLDERS = [  # pictures of a folder, a list of classes, the classes read
     (("train/1", "bus/2"), None, ("bus", "train")),
@@ -660,7 +661,7 @@ def test_folders_that_are_classes(tmp_path):
         got = find_images(top, "folders", tmp_path/"c.yaml" if listed else None).classes.classes
         if got != want:
             wrong[names] = got
-    assert not wrong
+    assert not wrong, wrong
 
 def test_system_folders_are_no_classes(pets):
     for n in ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information", ".git",
@@ -714,7 +715,7 @@ def test_broken_class_files(pets):
         results[text] = refused(f"classes.yaml: .*{says}", get_classes, yaml(pets, text))
     for names in (("cat", "Cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")):  # in Python alike
         results[names] = refused("differ in more than case", ClassSet, "x", names, ("one", "two"))
-    assert not faulty(results)
+    check_all(results)
 
 # ---- prompts
 
@@ -863,7 +864,7 @@ def test_pseudo_labels(mine, model, tmp_path):
         is_drawn = mask.size == Image.open(found.images[i]).size and mask.getpalette()[3:6] == list(COLOURS[0])
         if not is_tagged or not is_drawn:
             wrong.append(i)
-    assert not wrong
+    assert not wrong, wrong
     (tmp_path/"few.csv").write_text("\n".join((mine/"tags.csv").read_text().splitlines()[:5]))
     few = own(mine, "--checkpoint", str(model), "--stages", "--out", str(tmp_path/"after"))
     few[few.index(str(mine/"tags.csv"))] = str(tmp_path/"few.csv")
@@ -912,7 +913,7 @@ def test_mistakes_are_one_line(mine, tmp_path, capsys):
         is_one_line = "Traceback" not in err and "\n" not in err.strip().split("weclip ")[-1]
         if status != 2 or says not in err or not is_one_line:
             wrong[args] = status, err
-    assert not wrong
+    assert not wrong, wrong
 
 # ---- inspection
 

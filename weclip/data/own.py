@@ -363,9 +363,7 @@ def spellings(written:Counter, # tag as written -> times
     same = defaultdict(Counter)  # spellings of one class
     for tag, n in written.items():
         same[folded(tag)][_composed(" ".join(tag.split()))] += n
-    for tag in (tag for group in same.values() for tag in group):
-        _check_name(tag, where)
-    _refuse_numbers(same, where)
+    _check_names([tag for group in same.values() for tag in group], where)
     usual = {key: min(group, key=lambda tag: (-group[tag], tag)) for key, group in same.items()}
     return {tag: usual[folded(tag)] for tag in written}
 
@@ -386,27 +384,25 @@ def _listed(written:Counter, names, where)->dict:
                          f"mend them or add them to the class list{advice}")
     return {tag: found[0] for tag, found in meant.items()}
 
-def _check_name(tag:str, where)->None:
-    "Refuse a tag that cannot be the name of a class."
-    fault = ""
-    if "," in tag or "|" in tag:
-        fault = "expected ; between tags (a class whose name holds , or | needs a class list)"
-    elif tag[:1] in ("[", "{", "("):
-        fault = "expected tags with ; between them (cat;dog), got a list as a program writes it"
-    elif not tag or not tag.isprintable() or is_no_class(tag):
-        fault = "expected the name of a class in printable characters, not 'background', which is what has no tag"
-    elif folded(tag) in _EMPTY_CELLS:
-        fault = f"expected the name of a class{_LEAVE_EMPTY}"
-    if fault: raise ValueError(f"{where}: tag {tag!r}: {fault}")
-
-def _refuse_numbers(same:dict, where)->None:
-    "Refuse tags that are numbers alone."
-    tags = sorted(tag for group in same.values() for tag in group)
+def _check_names(tags:list, where)->None:
+    "Refuse a tag that cannot be the name of a class, and tags that are nothing but numbers."
+    for tag in tags:
+        fault = ""
+        if "," in tag or "|" in tag:
+            fault = "expected ; between tags (a class whose name holds , or | needs a class list)"
+        elif tag[:1] in ("[", "{", "("):
+            fault = "expected tags with ; between them (cat;dog), got a list as a program writes it"
+        elif not tag or not tag.isprintable() or is_no_class(tag):
+            fault = "expected the name of a class in printable characters, not 'background', which is what has no tag"
+        elif folded(tag) in _EMPTY_CELLS:
+            fault = f"expected the name of a class{_LEAVE_EMPTY}"
+        if fault: raise ValueError(f"{where}: tag {tag!r}: {fault}")
     if not tags or not all(re.fullmatch(r"[-+]?\d+(\.\d*)?", tag) for tag in tags): return
     cure = "classes called by numbers need a class list"
     if where != "folders":
         cure = f"a column of 0 and 1 for a class (one-hot) needs a line of headings with the class's name; {cure}"
-    raise ValueError(f"{where}: expected names of classes, got nothing but numbers ({_some(map(repr, tags))}); {cure}")
+    shown = _some(map(repr, sorted(tags)))
+    raise ValueError(f"{where}: expected names of classes, got nothing but numbers ({shown}); {cure}")
 
 # %% ../../nbs/2_data/02_own.ipynb #2c63e9f5
 def read_rows(tags,        # file of tags, "folders", or {file: [tag, ...]}
@@ -585,12 +581,10 @@ def findings(found:Found # of `find_images`
     lines = told({"pictures without a tag, left out": found.untagged,
                   "named files that are not there, left out": found.missing,
                   "pictures named more than once, tags put together": found.twice})
-    respelt = [f"{tag!r} as {name!r} {n}x" for tag, (name, n) in found.respelt.items()]
-    unseen = [name for k, name in enumerate(names) if k not in seen]
-    if respelt:
-        lines.append(f"tags that differ from their class in case or blanks: {len(respelt)} ({_some(respelt)})")
-    if unseen:
-        lines.append(f"classes without a picture: {len(unseen)} ({_some(unseen)})")
+    more = {"tags that differ from their class in case or blanks":
+                [f"{tag!r} as {name!r} {n}x" for tag, (name, n) in found.respelt.items()],
+            "classes without a picture": [name for k, name in enumerate(names) if k not in seen]}
+    lines += [f"{what}: {len(items)} ({_some(items)})" for what, items in more.items() if items]
     return lines + found.unread
 
 def class_counts(data:SegData, # with tags
