@@ -474,7 +474,6 @@ def test_readings_of_single_pages(committed):
     labels = [first_number(row_of(length, label)[0]) for label in ("300 iterations", "1,000 iterations")]
     change, bound = (float(x.strip("()")) for x in row_of(length, "change with length")[1].split())
     score = {(t, c["label"]): c["mean"] for t in ("table6", "ours4") for c in collect(t, every) if c["column"] == "val"}
-    minutes = sorted(1000*r["minutes"]/r["config"]["iters"] for r in read_results(committed.results, plan()).values())
     assert not false_claims({
         "ours 1: nothing is resolved": "| yes |" not in effects("ours1", committed),
         "ours 1: farthest below": far[0] == "plain cross-entropy",
