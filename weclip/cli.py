@@ -201,7 +201,8 @@ def check_device(name:str # of --device
     others = [kind for kind, found in (("mps", torch.backends.mps), ("xpu", torch.xpu)) if found.is_available()]
     here = ["cpu", *cards, *others]
     if name in here: return name
-    raise ValueError(f"--device {name}: expected a device of this machine, {', '.join(here)}; got one that is not there")
+    raise ValueError(f"--device {name}: expected a device of this machine, {', '.join(here)}; "
+                     "got one that is not there")
 
 STOPPED = {  # command -> what there is to do after Ctrl-C
     "predict": "; the masks that are there are whole", "pseudo": "; the label maps that are there are whole",
@@ -227,7 +228,8 @@ def prepare(name:str, # of a command
         check_out(given["out"], is_file=name in ("export", "bench"))
     asked = given.get("device")
     if asked is None: return
-    given["device"] = device = check_device(asked)
+    device = check_device(asked)
+    given["device"] = device
     if asked == "auto" and os.environ.get("RANK", "0") == "0":
         print(f"computing on {device} ({device_name(device)}); --device names another", file=sys.stderr)
 
