@@ -279,22 +279,17 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     if sheet and not cfg.supervised:
         labelled = _open(model, root, val_split, tags_from="auto")
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
-    facts |= dict(_facts(model, seen, backbone), n_train=len(data), n_val=len(val), blind=list(blind), scores=found)
+    facts |= dict(backbone=Path(str(backbone)).name, n_train=len(data), n_val=len(val), blind=list(blind), scores=found)
     val_scores = {m: found[f"{s}/{m}"] for s, m in scores if s == val_split and s not in blind}
     miou = _write_results(model, out, start, facts, val_scores, seen)
-    say(f"{table(miou)}\nwritten to {out}: {_listed(out)}")
+    names = ", ".join(sorted(p.name for p in out.iterdir() if p.name[0] != "."))
+    say(f"{table(miou)}\nwritten to {out}: {names}")
     return miou
 
-def _listed(folder:Path)->str:
-    return ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
-
-def _facts(model:WeCLIP, seen:dict, backbone)->dict:
-    "What the training cost, as Table 3 counts, and what was trained."
-    return dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
-                n_learnable=model.n_learnable(), backbone=Path(str(backbone)).name)
-
 def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, val_scores:dict, seen:dict)->dict: # row -> mIoU
-    "`results.json`, and the last report of progress."
+    "`results.json` with what the training cost, as Table 3 counts; and the last report of progress."
+    facts |= dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
+                  n_learnable=model.n_learnable())
     miou, iou = ({mode: s[name] for mode, s in val_scores.items()} for name in ("miou", "iou"))
     about = about_run(model.cfg, (time.time() - start)/60, next(model.parameters()).device)
     write_json(out/"results.json", dict(**about, **facts, miou=miou, iou=iou))
