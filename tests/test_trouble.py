@@ -268,7 +268,8 @@ def test_on_a_disk_that_is_full(small_disk, root, capsys, monkeypatch):
                  ["train", root, "--train-split", "train", "--out", small_disk/"run", *TINY, *FAST],
                  ["scenes", "--out", small_disk/"scenes", "--train", "40", "--val", "0"],
                  ["hub", "--checkpoint", SHIPPED, "--out", small_disk/"hub"],
-                 ["predict", root/"JPEGImages", "--no-crf", "--format", "overlay", "--out", small_disk/"masks"]):
+                 ["predict", root/"JPEGImages", "--no-crf", "--format", "overlay", "coco",
+                  "--out", small_disk/"masks"]):
         status = main([*map(str, args)])
         err = capsys.readouterr().err
         if status != 2 or not is_one_line(err, "the disk is full") or hidden(small_disk):
@@ -292,6 +293,12 @@ def test_one_mask_that_cannot_be_written_costs_no_other(root, tmp_path, capsys, 
     assert sorted(p.stem for p in (tmp_path/"masks"/"polygons").iterdir()) == ["a", "z"] and not hidden(tmp_path)
     masks, confidence = ([*(tmp_path/"masks").glob(what)] for what in ("*.png", "confidence/*"))
     assert len(masks) == len(confidence) == 4
+
+def test_a_training_without_tensorboard_is_told_once(root, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["train", str(root), "--train-split", "train", *TINY, *FAST, "--out", str(tmp_path/"run")]) == 0
+    assert caplog.text.count("TensorBoard is not installed") == 1
+    assert (tmp_path/"run"/"checkpoint.pt").is_file() and not (tmp_path/"run"/"tensorboard").exists()
 
 # ---- devices
 

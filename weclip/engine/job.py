@@ -270,23 +270,18 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     if sheet and not cfg.supervised:
         labelled = _open(model, root, val_split, tags_from="auto")
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
-    facts |= dict(_facts(model, seen, backbone), n_train=len(data), n_val=len(val), val_split=val_split,
+    facts |= dict(backbone=Path(str(backbone)).name, n_train=len(data), n_val=len(val), val_split=val_split,
                   blind=list(blind), scores=found)
     _write_results(model, out, start, facts, seen)
     miou = {r["mode"]: r["miou"] for r in found if r["split"] == val_split and not r["settings"]}
-    say(f"{table(miou)}\nwritten to {out}: {_listed(out)}")
+    names = ", ".join(sorted(p.name for p in out.iterdir() if p.name[0] != "."))
+    say(f"{table(miou)}\nwritten to {out}: {names}")
     return miou
 
-def _listed(folder:Path)->str:
-    return ", ".join(sorted(p.name for p in folder.iterdir() if p.name[0] != "."))
-
-def _facts(model:WeCLIP, seen:dict, backbone)->dict:
-    "What the training cost, as Table 3 counts, and what was trained."
-    return dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
-                n_learnable=model.n_learnable(), backbone=Path(str(backbone)).name)
-
 def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, seen:dict)->None:
-    "`results.json`, and the last report of progress."
+    "`results.json` with what the training cost, as Table 3 counts; and the last report of progress."
+    facts |= dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
+                  n_learnable=model.n_learnable())
     about = about_run(model.cfg, (time.time() - start)/60, next(model.parameters()).device)
     write_json(out/"results.json", {**about, **facts})
     report_progress(out, "done", model.cfg.iters, model.cfg.iters, **seen)
