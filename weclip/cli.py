@@ -138,8 +138,7 @@ TROUBLE = (  # exception, what it says, the line to print; {e}: its text, {head}
     (OSError, "EMFILE|ENFILE", "{e}; use fewer --workers, or allow more (ulimit -n)"),
     (OSError, "ENAMETOOLONG", "{e}; rename the picture, or name a folder with a shorter path"),
     (PermissionError, "", "{e}; name another folder, or have its owner allow it"),
-    (FileExistsError, "EEXIST", "{e}: a file lies where a folder has to be; name another one"),
-    (NotADirectoryError, "ENOTDIR", "{e}: a file lies where a folder has to be; name another one"),
+    (OSError, "EEXIST|ENOTDIR", "{e}: a file lies where a folder has to be; name another one"),
     (IsADirectoryError, "EISDIR", "{e}: expected a file, got a folder"),
     ((ValueError, OSError, FloatingPointError, ImportError), "", "{e}"),  # sentences of this package, and of the system
 )
@@ -201,7 +200,8 @@ def check_device(name:str # of --device
     others = [kind for kind, found in (("mps", torch.backends.mps), ("xpu", torch.xpu)) if found.is_available()]
     here = ["cpu", *cards, *others]
     if name in here: return name
-    raise ValueError(f"--device {name}: expected a device of this machine, {', '.join(here)}; got one that is not there")
+    raise ValueError(f"--device {name}: expected a device of this machine, {', '.join(here)}; "
+                     "got one that is not there")
 
 STOPPED = {  # command -> what there is to do after Ctrl-C
     "predict": "; the masks that are there are whole", "pseudo": "; the label maps that are there are whole",
@@ -227,7 +227,8 @@ def prepare(name:str, # of a command
         check_out(given["out"], is_file=name in ("export", "bench"))
     asked = given.get("device")
     if asked is None: return
-    given["device"] = device = check_device(asked)
+    device = check_device(asked)
+    given["device"] = device
     if asked == "auto" and os.environ.get("RANK", "0") == "0":
         print(f"computing on {device} ({device_name(device)}); --device names another", file=sys.stderr)
 
