@@ -138,8 +138,7 @@ TROUBLE = (  # exception, what it says, the line to print; {e}: its text, {head}
     (OSError, "EMFILE|ENFILE", "{e}; use fewer --workers, or allow more (ulimit -n)"),
     (OSError, "ENAMETOOLONG", "{e}; rename the picture, or name a folder with a shorter path"),
     (PermissionError, "", "{e}; name another folder, or have its owner allow it"),
-    (FileExistsError, "EEXIST", "{e}: a file lies where a folder has to be; name another one"),
-    (NotADirectoryError, "ENOTDIR", "{e}: a file lies where a folder has to be; name another one"),
+    (OSError, "EEXIST|ENOTDIR", "{e}: a file lies where a folder has to be; name another one"),
     (IsADirectoryError, "EISDIR", "{e}: expected a file, got a folder"),
     ((ValueError, OSError, FloatingPointError, ImportError), "", "{e}"),  # sentences of this package, and of the system
 )

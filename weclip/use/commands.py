@@ -448,7 +448,10 @@ def inspect(data:str=None,           # folder in VOC2012 layout
         lists = {kind: getattr(found, kind) for kind in ("untagged", "missing", "twice", "respelt", "unread")}
     else:
         model = build(clip, cfg, classes, arch)
-        source, untagged = _tagged(model, data, train_split, tags_from)
+        names = model.classes.classes
+        source = open_data(data, train_split, names, tags_from=tags_from, palette=model.classes.palette())
+        every = open_data(data, train_split, names, tags_from=None).ids
+        untagged = sorted(set(every) - set(source.ids))
         misfits = [f"pictures without a tag, left out: {len(untagged)}"] if untagged else []
         lists = dict(untagged=untagged)
     report, seen = inspect_set(model.to(device).eval(), source, misfits)
@@ -457,12 +460,6 @@ def inspect(data:str=None,           # folder in VOC2012 layout
     print(format_report(report))
     sheets = f", cams/ ({len(files)} sheets)" if files else ""
     print(f"\nwritten to {out}: inspect.json{sheets}")
-
-def _tagged(model, root, split, tags_from)->tuple: # (SegData with tags, IDs without one)
-    names = model.classes.classes
-    source = open_data(root, split, names, tags_from=tags_from, palette=model.classes.palette())
-    every = open_data(root, split, names, tags_from=None).ids
-    return source, sorted(set(every) - set(source.ids))
 
 # %% ../../nbs/5_use/06_commands.ipynb #a4af1781
 def build_and_count(root,             # of the data set
