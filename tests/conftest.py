@@ -1,12 +1,16 @@
-import os, sys
+import os
+import sys
 from collections import Counter
+
 sys.path.insert(0, os.path.dirname(__file__))
 
-import pytest, torch
+import pytest
+import torch
 
 def pytest_terminal_summary(terminalreporter):
     "Why tests were skipped, each reason once."
-    reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") for r in terminalreporter.stats.get("skipped", []) if isinstance(r.longrepr, tuple))
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if isinstance(r.longrepr, tuple)]
+    reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") for r in skipped)
     for why, n in reasons.most_common():
         terminalreporter.write_line(f"{n} skipped: {why}")
 
