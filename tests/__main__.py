@@ -1,6 +1,7 @@
-"""All checks of the project, in order, stopping at the first that fails: `python tests` in an environment with the `dev` extras.
+"""All checks of the project, in order, up to the first that fails: `python tests`, with the `dev` extras installed.
 
-`python tests --all` also runs what takes long: the gates of the shipped weights, leaks of memory, killed runs, the whole fuzzing.
+`python tests --all` also runs what takes long: the gates of the shipped weights, leaks of memory, killed runs, all of
+the fuzzing.
 """
 import argparse
 import os
@@ -20,7 +21,8 @@ done = []  # (what has passed, seconds)
 def environment():
     "The tools of this interpreter and the modules of this checkout, whatever else is activated."
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": sys.prefix}  # IPython adds the packages of VIRTUAL_ENV
+    ours = dict(PATH=path, PYTHONPATH=str(ROOT), VIRTUAL_ENV=sys.prefix)  # IPython adds the packages of VIRTUAL_ENV
+    return {**os.environ, **ours}
 
 def run(*cmd, **env):
     "Run a command in the project's folder; end everything if it fails."
@@ -39,7 +41,8 @@ def contents():
     for folder in FOLDERS:
         paths += sorted((ROOT/folder).rglob("*"))
     left_out = {"__pycache__", ".ipynb_checkpoints", "runs"}
-    return {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in paths if p.is_file() and not left_out & set(p.parts)}
+    files = [p for p in paths if p.is_file() and not left_out & set(p.parts)]
+    return {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files}
 
 def unchanged(before, why):
     after = contents()
@@ -48,7 +51,7 @@ def unchanged(before, why):
         sys.exit(f"FAILED: {why}: {', '.join(odd)}")
 
 def measured(folder):
-    "Environment in which every Python process notes the lines of the package that it runs, workers and their children too."
+    "Environment in which every Python process notes the lines of the package that it runs, workers and children too."
     core = {"COVERAGE_CORE": "sysmon"} if sys.version_info >= (3, 12) else {}  # cheaper, where Python has it
     return dict(COVERAGE_PROCESS_START=str(ROOT/"pyproject.toml"), COVERAGE_FILE=os.path.join(folder, "lines"), **core)
 
@@ -82,11 +85,12 @@ def checks(lines, everything):
         unchanged(before, "a notebook wrote into the project")
     with Check("quick grid: every cell of experiments/ run"):
         before = contents()
-        run(sys.executable, "tests/grid.py")  # its lines are not noted: its kernels would take a tenth longer
+        run(sys.executable, "tests/grid.py")  # its lines are not noted: it would take a tenth longer
         unchanged(before, "the quick grid wrote into the project")
     with Check("all tests" if everything else "tests, without the slow ones"):
         which = ["-m", "slow or not slow"] if everything else []
-        run(sys.executable, "-m", "pytest", "-q", "-n", WORKERS, "--dist", "loadfile", *which, "tests", **ONE_THREAD, **lines)
+        workers = ["-n", WORKERS, "--dist", "loadfile"]
+        run(sys.executable, "-m", "pytest", "-q", *workers, *which, "tests", **ONE_THREAD, **lines)
     with Check(f"at least {COVERED} % of the package's lines were run"):
         file = {"COVERAGE_FILE": lines["COVERAGE_FILE"]}
         run(sys.executable, "-m", "coverage", "combine", "--quiet", **file)

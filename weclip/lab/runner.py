@@ -161,11 +161,9 @@ def _run_job(run:Run, s:Setup)->Job:
 def _page_job(name:str, s:Setup)->Job:
     "The page of a table with those of the parameters that it has."
     notebook = s.notebooks/f"{name}.ipynb"
+    known = papermill.inspect_notebook(str(notebook))
     given = {**s.grid._asdict(), "seeds": list(s.grid.seeds), "out": str(s.out), **_where(s)}
-    return Job(name, notebook, {k: given[k] for k in given.keys() & _known(notebook)}, s.out)
-
-def _known(notebook:Path)->dict: # its parameters, by name
-    return papermill.inspect_notebook(str(notebook))
+    return Job(name, notebook, {k: given[k] for k in given.keys() & known}, s.out)
 
 # %% ../../nbs/6_lab/03_runner.ipynb #2ae129e5
 def fresh_folder(folder, # of a run, of features or of weights
@@ -190,7 +188,7 @@ def execute(job:Job, # what to run
         with FileLock(f"{copy}.lock", timeout=60):
             if job.code:
                 fresh_folder(job.out/job.name, job.code)
-            known = _known(job.notebook)
+            known = papermill.inspect_notebook(str(job.notebook))
             for name in job.parameters:
                 one_of(name, known, f"parameter of {job.notebook.name}")
             given = {**job.parameters, "device": device} if "device" in known else job.parameters
@@ -235,10 +233,7 @@ def on_cluster(options:dict, # for submitit's update_parameters; "cluster" names
                folder        # for submitit's own files
     )->tuple:                # function (job, device) -> why it failed, name of the device
     "Jobs of a cluster, with one graphics card each unless the options say otherwise."
-    try:
-        import submitit
-    except ImportError as e:
-        raise ImportError(f"--engine submitit: {e}; pip install 'weclip[slurm]'") from e
+    import submitit
     executor = submitit.AutoExecutor(folder, cluster=options.get("cluster"))
     wanted = {"timeout_min": 3*24*60, "gpus_per_node": int(executor.cluster == "slurm"), **options}
     executor.update_parameters(**{k: v for k, v in wanted.items() if k != "cluster"})
