@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).resolve().parent
 parser = ConfigParser(delimiters=["="])
-with open(here/"settings.ini", encoding="utf-8") as f: parser.read_file(f)  # `read` would pass over a missing file
+with open(here/"settings.ini", encoding="utf-8") as f:
+    parser.read_file(f)  # `read` would pass over a missing file
 cfg = parser["DEFAULT"]
 
 setup(
@@ -29,6 +30,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")},
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False,
 )
