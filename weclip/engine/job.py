@@ -270,9 +270,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     if sheet and not cfg.supervised:
         labelled = _open(model, root, val_split, tags_from="auto")
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
-    facts |= dict(backbone=Path(str(backbone)).name, n_train=len(data), n_val=len(val), val_split=val_split,
-                  blind=list(blind), scores=found)
-    _write_results(model, out, start, facts, seen)
+    facts |= dict(n_train=len(data), n_val=len(val), val_split=val_split, blind=list(blind), scores=found)
+    _write_results(model, out, start, dict(facts, backbone=Path(str(backbone)).name), seen)
     miou = {r["mode"]: r["miou"] for r in found if r["split"] == val_split and not r["settings"]}
     names = ", ".join(sorted(p.name for p in out.iterdir() if p.name[0] != "."))
     say(f"{table(miou)}\nwritten to {out}: {names}")
