@@ -56,7 +56,9 @@ def make_folder(root):
 def root(tmp_path): return make_folder(tmp_path/"VOC2012")
 
 @pytest.fixture(autouse=True)
-def no_warning_was_given(monkeypatch): monkeypatch.setattr(pictures, "_WARNED", {})
+def forget_warnings(monkeypatch):
+    "Each file is warned of once a process; a test starts afresh."
+    monkeypatch.setattr(pictures, "_WARNED", {})
 
 def lists(root): return root/"ImageSets"/"Segmentation"
 
@@ -330,8 +332,8 @@ def test_a_turn_that_sizes_do_not_show_is_warned_of_once(tmp_path, caplog):
     "Masks drawn on the picture as stored were scored upside down without a word."
     odd = []
     for flag in (2, 3, 4):
-        data = turned_set(tmp_path/str(flag), flag, False)
         caplog.clear()
+        data = turned_set(tmp_path/str(flag), flag, False)
         for i in data.ids:
             data.read(i)
         warning = f"a.jpg is turned as its EXIF asks for (orientation {flag})"
@@ -568,12 +570,13 @@ def test_root_may_be_above(root, tmp_path):
     for above in (".", "VOCdevkit"):
         assert len(open_data(tmp_path/above, "train", NAMES)) == 4, above
 
-def test_incomplete_layout(root, tmp_path):
+def test_incomplete_layout(tmp_path):
     found = refusal(open_data, tmp_path/"none", "train", NAMES)
     assert re.match("(?s)FileNotFoundError: .*no such folder.*ROOT/JPEGImages/ID.jpg", found)
     assert "ImageSets/Segmentation/SPLIT.txt" in found
     odd = []
     for part, kw in (("SegmentationClassAug", dict(with_masks=True)), ("ImageSets", {}), ("JPEGImages", {})):
+        root = make_folder(tmp_path/part)
         shutil.rmtree(root/part)
         odd += other_than("FileNotFoundError: .*expected\nROOT/JPEGImages", open_data, root, "train", NAMES, **kw)
     assert not odd

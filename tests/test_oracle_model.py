@@ -296,6 +296,7 @@ def test_steps(training):
     z = load("optim")
     first = convert_official(decoder_weights())
     far = []
+    assert len(training.weights) == 3
     for i, ours in enumerate(training.weights, 1):
         theirs = stored(z, f"step{i}__")
         way = z["trace"][:i, 3].sum()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 
+from refusals import check_all, not_refused
 from weclip.method.classes import SCENES, VOC, ClassSet, voc_palette
 from weclip.data.voc import SegData, check_files, get_classes
 from weclip.data.own import (
@@ -19,19 +20,6 @@ from weclip.use.commands import config_of, find_pictures, refuse_overwriting
 
 DATA = Path(os.environ.get("WECLIP_DATA", Path(__file__).resolve().parents[2]/"shared"/"data"))
 FAST = ["--set", "iters=4", "warmup=2", "d=32", "layers=1", "heads=2", "bs=4", "--device", "cpu"]
-
-def refused(says, call, *args, error=ValueError, **kw):
-    "None if a call is refused in these words, or else what it did instead."
-    try:
-        result = call(*args, **kw)
-    except error as e:
-        return None if re.search(says, str(e)) else f"it said: {e}"
-    return f"it gave: {str(result)[:100]}"
-
-def check_all(results):
-    "Fail with every input whose result is a fault."
-    faults = [f"{given!r}: {fault}" for given, fault in results.items() if fault]
-    assert not faults, "\n".join(faults)
 
 def picture(path, h=20, w=30, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +115,10 @@ def test_paths_that_leave_the_folder(pets):
     results = {}
     for bad in (name.format(top=pets.parent) for name in ESCAPES):
         tags = {"a.jpg": ["cat"], bad: ["cat"]}
-        results["dict", bad] = refused("expected a path below", find_images, pets, tags)
-        results["json", bad] = refused("expected a path below", find_images, pets,
+        results["dict", bad] = not_refused("expected a path below", find_images, pets, tags)
+        results["json", bad] = not_refused("expected a path below", find_images, pets,
                                        csv(pets, json.dumps(tags), "tags.json"))
-        results["csv", bad] = refused("", find_images, pets, csv(pets, f'a.jpg,cat\n"{bad}",cat'))
+        results["csv", bad] = not_refused("", find_images, pets, csv(pets, f'a.jpg,cat\n"{bad}",cat'))
     check_all(results)
 
 def test_links_that_leave_the_folder(pets):
@@ -193,16 +181,16 @@ def test_tags_that_are_no_name(pets):
     "Cells left empty became a class of the pictures that nobody had tagged."
     tags = {"cat,dog": "expected ;", "cat|dog": "expected ;", "background": "not 'background'", "": "printable",
             "a\u200bb": "printable", "a\ud800": "printable"}
-    results = {tag: refused(says, find_images, pets, {"a.jpg": [tag]}) for tag, says in tags.items()}
+    results = {tag: not_refused(says, find_images, pets, {"a.jpg": [tag]}) for tag, says in tags.items()}
     for tag in ("nan", "NaN", "None", "null", "N/A", "<NA>"):
         table = csv(pets, f"file,tags\na.jpg,cat\nb.png,{tag}\n")
         for classes in (None, "voc"):
-            results[tag, classes] = refused("stands for an empty cell", find_images, pets, table, classes)
+            results[tag, classes] = not_refused("stands for an empty cell", find_images, pets, table, classes)
     for tag in ("_background_", "__background__", "__ignore__", "_ignore_", "BACKGROUND"):  # of labelling tools
-        results[tag] = refused("not 'background'", find_images, pets, {"a.jpg": ["cat"], "b.png": [tag]})
-        results[tag, "class"] = refused("what has no class|differ in more than case", ClassSet, "x", ("cat", tag),
+        results[tag] = not_refused("not 'background'", find_images, pets, {"a.jpg": ["cat"], "b.png": [tag]})
+        results[tag, "class"] = not_refused("what has no class|differ in more than case", ClassSet, "x", ("cat", tag),
                                         ("cat", "sky"))
-    results["['cat']"] = refused("cat;dog", find_images, pets, csv(pets, "file,tags\na.jpg,['cat']\n"))
+    results["['cat']"] = not_refused("cat;dog", find_images, pets, csv(pets, "file,tags\na.jpg,['cat']\n"))
     check_all(results)
 
 def test_two_pictures_of_one_mask(pets):
@@ -254,9 +242,9 @@ BROKEN_JSON = ["", "{", "[]", '"a"', "{}", '{"a.jpg": "cat"}', '{"a.jpg": [1]}',
 def test_broken_files_of_tags(pets):
     results = {}
     for text, says in BROKEN_CSV.items():
-        results[text] = refused(says, find_images, pets, csv(pets, text), error=(ValueError, FileNotFoundError))
+        results[text] = not_refused(says, find_images, pets, csv(pets, text))
     for text in BROKEN_JSON:
-        results["json", text[:30]] = refused("tags.json", find_images, pets, csv(pets, text, "tags.json"))
+        results["json", text[:30]] = not_refused("tags.json", find_images, pets, csv(pets, text, "tags.json"))
     check_all(results)
 
 def test_no_file_no_folder(pets):
@@ -360,6 +348,9 @@ def test_every_format_of_pillow_is_read(tmp_path):
     # and what is no picture is not opened as one
     assert not {".eps", ".ps", ".pdf", ".mpg", ".wmf", ".h5", ".grib", ".txt"} & set(readable())
     assert {".jpg", ".tif", ".png", ".webp"} <= set(readable())
+    absent = sorted(set(KINDS.values()) - set(Image.SAVE))
+    if absent:
+        pytest.skip(f"this Pillow writes no {', '.join(absent)}; all others are read")
 
 def test_names_without_suffix_are_recognised_by_content(tmp_path):
     "Cameras' and scrapers' names: none, a number, a date with a blank behind the dot."
@@ -479,16 +470,18 @@ def test_accents_stored_in_two_ways(tmp_path):
 def test_names_that_some_file_systems_take_for_one(tmp_path):
     "Accents stored in two ways, and capitals, are two pictures where the file system has both."
     both = [unicodedata.normalize(form, "\u00e9\u00e9.jpg") for form in ("NFC", "NFD")]
-    for name in (*both, "A.jpg", "a.jpg"):
-        picture(tmp_path/name)
-    if len(list(tmp_path.iterdir())) < 4:
+    accents = pictures(tmp_path/"accents", *map(stem, both))
+    capitals = pictures(tmp_path/"capitals", "A", "a")
+    keeps_accents, keeps_capitals = (len(list(folder.iterdir())) == 2 for folder in (accents, capitals))
+    if keeps_accents:  # exact names are no question
+        assert [list(find_images(accents, {n: ["cup"]}).images.values()) for n in both] == [[accents/n] for n in both]
+        with pytest.raises(ValueError, match="stored in two ways"):
+            find_images(accents, {"e\u0301\u00e9.jpg": ["cup"]})
+    if keeps_capitals:
+        assert set(find_images(capitals, {"A.jpg": ["x"], "a.jpg": ["x"]}).images) == {"A", "a"}
+        assert {"A", "a"} == set(map(stem, find_pictures([capitals]).values()))
+    if not (keeps_accents and keeps_capitals):
         pytest.skip("this file system takes two names for one")
-    # exact names are no question
-    assert [list(find_images(tmp_path, {n: ["cup"]}).images.values()) for n in both] == [[tmp_path/n] for n in both]
-    with pytest.raises(ValueError, match="stored in two ways"):
-        find_images(tmp_path, {"e\u0301\u00e9.jpg": ["cup"]})
-    assert set(find_images(tmp_path, {"A.jpg": ["x"], "a.jpg": ["x"]}).images) == {"A", "a"}
-    assert {"A", "a"} <= set(map(stem, find_pictures([tmp_path]).values()))
 
 def predict(folder, out, *more):
     return main(["predict", str(folder), "--out", str(out), "--no-crf", "--device", "cpu", *more])
@@ -588,7 +581,7 @@ WORDS_BESIDE_BITS = ["filename,animal,difficult\na.jpg,cat,0\nb.jpg,dog,1\n",
 def test_rows_of_tables(pets):
     rows = {text: rows_csv(csv(pets, text)) for text in TABLES}
     assert rows == TABLES
-    check_all({text: refused("columns", rows_csv, csv(pets, text)) for text in WORDS_BESIDE_BITS})
+    check_all({text: not_refused("columns", rows_csv, csv(pets, text)) for text in WORDS_BESIDE_BITS})
 
 FILE_HEADS = ["image_id", "img", "img_path", "filepath", "image_name", "ID", "photo", "Image Name", "IMAGE-ID",
               "File Path", "Dateiname"]
@@ -638,7 +631,7 @@ def test_parts_are_no_classes(tmp_path):
     results = {}
     for k, (names, says) in enumerate(PARTS.items()):
         top = pictures(tmp_path/str(k), *names)
-        results[names] = refused(says.format(top=re.escape(str(top))), find_images, top, "folders")
+        results[names] = not_refused(says.format(top=re.escape(str(top))), find_images, top, "folders")
     check_all(results)
 
 CLASS_FOLDERS = [  # pictures of a folder, a list of classes, the classes read
@@ -710,11 +703,12 @@ DOUBLED_CLASSES = {  # YAML's readers keep the last of two equal keys; classes t
     "classes: [cat, Background]": "what has no class"}
 
 def test_broken_class_files(pets):
-    results = {text: refused("", find_images, pets, {"a.jpg": ["cat"]}, yaml(pets, text)) for text in BROKEN_CLASSES}
+    pictures_of = {"a.jpg": ["cat"]}
+    results = {text: not_refused("", find_images, pets, pictures_of, yaml(pets, text)) for text in BROKEN_CLASSES}
     for text, says in DOUBLED_CLASSES.items():
-        results[text] = refused(f"classes.yaml: .*{says}", get_classes, yaml(pets, text))
+        results[text] = not_refused(f"classes.yaml: .*{says}", get_classes, yaml(pets, text))
     for names in (("cat", "Cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")):  # in Python alike
-        results[names] = refused("differ in more than case", ClassSet, "x", names, ("one", "two"))
+        results[names] = not_refused("differ in more than case", ClassSet, "x", names, ("one", "two"))
     check_all(results)
 
 # ---- prompts
@@ -899,16 +893,17 @@ MISTAKES = {
     "train --images {mine}/pics --tags {mine}/tags.csv --classes voc": "expected tags among the 20 classes",
     "train --images {mine}/pics/a --tags {mine}/tags.csv": "none of its 16 files",
     "inspect --images {mine} --tags folders --classes voc": "expected tags among",
-    **{f"{command} --images {{mine}}/pics --tags {{mine}}/tags.csv --classes {{mine}}/long.yaml":
+    **{f"{command} --images {{mine}}/pics --tags {{mine}}/tags.csv --classes {{tmp}}/long.yaml":
            "one and the same text" for command in ("train", "inspect", "pseudo")}}
 
 def test_mistakes_are_one_line(mine, tmp_path, capsys):
     rows = "".join(f"- {{name: {n}, prompt: '{LONG_PROMPT}{n}'}}\n" for n in SCENES.classes)
-    (mine/"long.yaml").write_text("template: 'a {}.'\nclasses:\n" + rows)
+    (tmp_path/"long.yaml").write_text("template: 'a {}.'\nclasses:\n" + rows)
     wrong = {}
     for args, says in MISTAKES.items():
         capsys.readouterr()
-        status = main([*args.format(mine=mine).split(), "--clip", "tiny", "--device", "cpu", "--out", str(tmp_path)])
+        words = args.format(mine=mine, tmp=tmp_path).split()
+        status = main([*words, "--clip", "tiny", "--device", "cpu", "--out", str(tmp_path/"out")])
         err = capsys.readouterr().err
         is_one_line = "Traceback" not in err and "\n" not in err.strip().split("weclip ")[-1]
         if status != 2 or says not in err or not is_one_line:
