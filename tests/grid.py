@@ -1,7 +1,8 @@
 """The whole grid with next to no training, from nothing to the last cell of every page of experiments/.
 
 `python tests/grid.py`, with a folder to keep it. A kernel would spend most of its time on importing PyTorch, so
-the notebooks are executed by forks of one process that has imported it; each still has a fresh process to itself.
+the notebooks are executed by forks of one process that has imported it; each still has a fresh process to itself,
+though modules that IMPORTED names are loaded already: an `import` of one of them that a page forgot is not noticed.
 The three runs that the page of the gates starts have kernels, as all notebooks have outside this test.
 """
 import json
@@ -35,6 +36,8 @@ FORKS = get_context("forkserver")
 def executed(notebook, folder):
     "A notebook with its outputs, those of a failing cell included; the process that executes it ends afterwards."
     os.chdir(folder)
+    # no module of the tests, which Python puts in front for a script of theirs
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).resolve().parent]
     shell = CaptureShell(mpl_format="png")
     codes = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     for count, cell in enumerate(codes, 1):
@@ -48,8 +51,10 @@ class Forked(Engine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **settings):
         "Have the manager's notebook executed."
+        is_gates = Path(nb_man.nb.metadata.papermill.input_path).stem == "02_gates"
+        folder = EXPERIMENTS if is_gates else EXPERIMENTS.parent  # the gates look for the notebook of a run beside them
         with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
-            nb_man.nb = pool.submit(executed, nb_man.nb, os.getcwd()).result()
+            nb_man.nb = pool.submit(executed, nb_man.nb, folder).result()
 
 def unfinished(path):
     "What is wrong with an executed page: cells that did not run, that failed, or that say there is nothing to show."
@@ -93,7 +98,7 @@ def block_of_the_readme(out, results):
 
 def grid(folder):
     "Run it all in a folder; returns what is wrong, one text each."
-    os.chdir(EXPERIMENTS)  # where the page of the gates looks for the notebook of a run
+    os.chdir(EXPERIMENTS.parent)  # where the README types `weclip tables`
     os.environ.update(WECLIP_CACHE=str(folder/"cache"), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     FORKS.set_forkserver_preload(IMPORTED)
     papermill_engines.register(None, Forked)

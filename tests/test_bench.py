@@ -79,6 +79,7 @@ def test_every_round_has_a_number():
     "A number for every round and function, none for the warm-up; the threads are as before."
     seen = rounds(dict(a=lambda: None, b=lambda: sleep(.02)), repeats=3)
     assert len(seen["a"]) == len(seen["b"]) == 3 and all(x >= .02 for x in seen["b"])
+    assert measure(dict(b=lambda: sleep(.02)), repeats=1)["b"] >= .02
     before = torch.get_num_threads()
     used = []
     measure(dict(f=lambda: used.append(torch.get_num_threads())), threads=2, repeats=1)

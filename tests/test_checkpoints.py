@@ -193,7 +193,7 @@ BREAKS = {
     "i is negative": lambda s: s.update(i=-1), "i is too large": lambda s: s.update(i=10**9),
     "no history": lambda s: s.update(history=None), "no config": lambda s: s["about"].pop("config"),
     "no fingerprint": lambda s: s["about"].pop("fingerprint"), "no groups": lambda s: s["opt"].pop("param_groups"),
-    "a moment of nothing": lost_moment,
+    "a moment of nothing": lost_moment, "no moment": lambda s: s["opt"]["state"].update({0: {}, 99: {}}),
     "a moment's shape": lambda s: s["opt"]["state"][0].update(exp_avg=torch.ones(1)),
     "one weight more": lambda s: s["decoder"].update(more=torch.ones(1)),
     "a weight that is a number": lambda s: s["decoder"].update({"pred.bias": 3}),

@@ -166,7 +166,6 @@ def test_a_second_runner_is_refused_and_one_that_ends_takes_its_kernels_along(gr
     runner.send_signal(how)
     assert runner.wait(30) == (130 if how == signal.SIGINT else -how)
     until(lambda: not any(map(is_alive, kernels)), 30)
-    if how == signal.SIGINT: return
     behave(grid["out"], {})
     assert go(grid)[0] == 0 and len(starts(grid, FIRST)) == 2
 
@@ -206,12 +205,14 @@ def test_what_the_engine_raises_is_a_failure_of_its_job():
     def call(job, device): raise OSError("sbatch: no more jobs")
     assert run_jobs([Job("a", Path(), {}, Path())], ["cpu"], call) == {"a": "OSError: sbatch: no more jobs"}
 
-def test_submitit_with_a_local_worker(tmp_path):
+def test_submitit_with_two_local_workers(tmp_path):
     pytest.importorskip("submitit", reason="needs submitit")
+    page(tmp_path/"fine.ipynb", "device = ''", "device")
     page(tmp_path/"raises.ipynb", "device = ''", "print(device); 1/0")
     call, device = on_cluster(dict(cluster="local"), tmp_path/"submitit")
-    jobs = [Job("raises", tmp_path/"raises.ipynb", {}, tmp_path/"runs")]
-    assert run_jobs(jobs, [device], call) == {"raises": "cell 2: ZeroDivisionError: division by zero"}
+    jobs = [Job(name, tmp_path/f"{name}.ipynb", {}, tmp_path/"runs") for name in ("fine", "raises")]
+    failures = run_jobs(jobs, [device]*2, call)
+    assert failures == {"fine": "", "raises": "cell 2: ZeroDivisionError: division by zero"}
     outputs = nbformat.read(open(tmp_path/"runs"/"raises.ipynb"), 4).cells[-1].outputs
     assert outputs[0].text == "cpu\n"
 

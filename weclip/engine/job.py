@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'table', 'examples', 'revision', 'about_run', 'evaluated_with', 'first', 'score', 'pack_for_server',
-           'report_progress', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'forecast', 'demo']
+           'report_progress', 'keep_snapshot', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'forecast',
+           'demo']
 
 # %% ../../nbs/4_engine/07_job.ipynb #b3633dbc
 from bisect import bisect
@@ -179,6 +180,17 @@ def _spent(out)->dict: # train_seconds, peak_gib; 0 where nothing is known
         before = {}
     return {k: before.get(k) or 0. for k in ("train_seconds", "peak_gib")}
 
+def keep_snapshot(out,          # folder of the run
+                  done:int,     # iterations that the model has behind it
+                  model:WeCLIP, # as it is now
+                  backbone,     # as in `load_backbone`, noted in the file
+                  snapshots     # iterations after which the model is kept
+    )->None:
+    "Write the model if it is one of its snapshots and does not lie there."
+    path = Path(out)/snapshot_file(done)
+    if done in snapshots and not path.exists():
+        save_model(path, model, backbone)
+
 def watch(loss,           # as `train` takes it
           model:WeCLIP,   # that is trained
           out,            # folder of the run
@@ -189,19 +201,21 @@ def watch(loss,           # as `train` takes it
     "Time and memory of a training, reports and snapshots of it."
     device = next(model.parameters()).device
     seen = _spent(out) if resume else dict(train_seconds=0., peak_gib=0.)
+    report_progress(out, "features", **seen)
     before = seen["train_seconds"]
     start = []
     def watched(*args, **kw):
         if not start:
             start.append(time.time())
+            if resume:  # what ended the run may have been the writing of its snapshot
+                keep_snapshot(out, run_found(out)[0], model, backbone, snapshots)
         result = loss(*args, **kw)
         seen["peak_gib"] = max(seen["peak_gib"], used_gib(device))
         return result
     def on_step(i, _):
         done = i + 1
         seen["train_seconds"] = before + time.time() - start[0]
-        if done in snapshots:
-            save_model(Path(out)/snapshot_file(done), model, backbone)
+        keep_snapshot(out, done, model, backbone, snapshots)
         if done % 10 == 0 or done == model.cfg.iters:
             report_progress(out, "training", done, model.cfg.iters, **seen)
     return watched, on_step, seen
@@ -250,8 +264,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     out = Path(out)
     start = time.time()
     check_start(out, resume)  # before anything is written into it
-    if scores is None:
-        scores = [Score(val_split, m) for m in (*(() if cfg.supervised else STAGES), *modes)]
+    scores = _asked(scores, cfg, val_split, modes, blind)
     if resume and run_found(out) == (cfg.iters, cfg.iters):
         say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
@@ -261,9 +274,9 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
     loss, on_step, seen = watch(loss_for(cfg), model, out, backbone, snapshots, resume)
-    report_progress(out, "features", **seen)
     train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step,
           pictures=example_pictures)
+    keep_snapshot(out, cfg.iters, model, backbone, snapshots)  # unless the last step has
     save_model(out/"model.safetensors", model, backbone)
     found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
     val = _open(model, root, val_split, limit, with_masks=False)
@@ -276,6 +289,17 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     names = ", ".join(sorted(p.name for p in out.iterdir() if p.name[0] != "."))
     say(f"{table(miou)}\nwritten to {out}: {names}")
     return miou
+
+def _asked(scores, cfg:Config, val_split:str, modes, blind)->list: # of `Score`
+    "What is to be scored, checked before the training."
+    if scores is None:
+        stages = () if cfg.supervised else STAGES
+        return [Score(val_split, mode) for mode in (*stages, *modes)]
+    odd = [str(s) for s in scores if s.settings and (s.split in blind or s.mode in STAGES)]
+    if odd:
+        raise ValueError("scores: expected settings only for predictions of splits with masks, "
+                         f"got {', '.join(odd)}")
+    return scores
 
 def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, seen:dict)->None:
     "`results.json` with what the training cost, as Table 3 counts; and the last report of progress."

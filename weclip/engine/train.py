@@ -232,8 +232,9 @@ class _Run:
             self.board.add_image(name, sheet, i)
 
     def save(self)->None:
-        "Write the checkpoint, unless the last one is as new."
+        "Write the checkpoint, unless the last one is as new or the weights are lost."
         if self.ranks.rank or self.done == self.saved: return
+        if not all(p.isfinite().all() for p in self.model.decoder.parameters()): return  # the last sound one stays
         save_checkpoint(self.path, self.model, self.opt, self.done, self.history, self.scaler)
         self.saved = self.done
 
@@ -262,7 +263,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
           cache=None,           # folder for the features of the fixed crops (`cfg.views`); None: encode at every visit
           every:int=500,        # iterations between checkpoints, and between pictures
           log_every:int=10,     # iterations between records of the losses
-          on_step=None,         # called with (i, Output) after every step
+          on_step=None,         # called with (i, Output) after every step; what it raises ends the run
           progress:bool=True,   # show a bar
           ranks:Ranks=ALONE,    # processes that train together, of `join`; number 0 writes
           pictures=None         # (model, Output, Batch) -> {name: picture} for TensorBoard, as `viz.example_pictures`

@@ -14,11 +14,11 @@ from difflib import get_close_matches
 from pathlib import Path
 import hashlib, json, logging, os, re, zipfile
 import open_clip, torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from ..machine import in_words, whole_file
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from ..method.config import Config, from_dict, preset, to_dict
 from ..method.classes import ClassSet
 from ..method.clip import FrozenCLIP, text_features
@@ -91,22 +91,18 @@ def published_archives(
     names = [name for name in open_clip.list_models() if "openai" in open_clip.list_pretrained_tags_by_model(name)]
     return {open_clip.get_pretrained_url(name, "openai").split("/")[-2] for name in names}
 
-def _read_archive(path:Path)->dict:
+def _is_published(path)->bool:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest not in published_archives():
-        raise ValueError("a TorchScript archive, which is a program, and none that OpenAI published; if you trust it: "
-                         "torch.save(torch.jit.load(file).state_dict(), new_file)")
-    return torch.jit.load(path, map_location="cpu").state_dict()
+        return hashlib.file_digest(file, "sha256").hexdigest() in published_archives()
 
-def _is_archive(path:Path)->bool:
+def _is_archive(path)->bool:
     if not zipfile.is_zipfile(path): return False
     with zipfile.ZipFile(path) as files:
         return any(name.endswith("/constants.pkl") for name in files.namelist())
 
 def _read(path:Path):
     if path.suffix == ".safetensors": return load_file(path)
-    if _is_archive(path): return _read_archive(path)
+    if _is_archive(path): return torch.jit.load(path, map_location="cpu").state_dict()
     return torch.load(path, map_location="cpu", weights_only=True)
 
 def read_weights(path:str|Path # PyTorch file, OpenAI's archive or .safetensors
@@ -115,6 +111,9 @@ def read_weights(path:str|Path # PyTorch file, OpenAI's archive or .safetensors
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a file of weights, found no such file; give a state dict (.pt), "
                                 "OpenAI's archive or .safetensors, or for CLIP an open_clip tag such as 'openai'")
+    if _is_archive(path) and not _is_published(path):
+        raise ValueError(f"{path}: a TorchScript archive, which is a program, and none that OpenAI published; "
+                         "if you trust it: torch.save(torch.jit.load(file).state_dict(), new_file)")
     try:
         state = _read(Path(path))
     except Exception as e:
