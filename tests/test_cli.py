@@ -53,8 +53,13 @@ def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     assert main(["evaluate", str(root), *args]) == 0
     miou = miou_of(run)
     out = capsys.readouterr().out
-    scores = json.loads((tmp_path/"scores.json").read_text())
-    assert {k: s["miou"] for k, s in scores.items()} == {k: miou[k] for k in ("single", "ms", "crf")}
+    facts = json.loads((tmp_path/"scores.json").read_text())
+    assert {r["mode"]: r["miou"] for r in facts["scores"]} == {k: miou[k] for k in ("single", "ms", "crf")}
+    first = facts["scores"][0]
+    assert (facts["val_split"], facts["n_val"], facts["drop"]) == (first["split"], 4, 0) and first["settings"] == {}
+    hub = ["hub", "--checkpoint", str(run/"model.safetensors"), "--results", str(tmp_path/"scores.json")]
+    assert main([*hub, "--out", str(tmp_path/"model")]) == 0
+    assert f"| scales + flip + DenseCRF | {100*miou['crf']:.1f} |" in (tmp_path/"model"/"README.md").read_text()
     crf, = (line for line in out.splitlines() if "DenseCRF" in line)
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in out
     for p in (run/"masks"/"crf").iterdir():

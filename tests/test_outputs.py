@@ -265,7 +265,7 @@ def test_without_pycocotools(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     args = ["predict", str(photos/"pixel.bmp"), "--out", str(tmp_path), "--format", "coco", "--device", "cpu"]
     assert main(args) == 2
-    assert "pip install 'weclip[coco]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "pip install 'weclip[data]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 # ---- batches
 

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from weclip.lab.plan import Grid, plan, read_places, run_parameters
-from weclip.lab.results import invented, keep_line, read_lines, result_file
+from weclip.lab.results import _invented, keep_line, read_lines, result_file
 from weclip.lab.runner import Job, execute, find_devices, hold, on_cluster, run_jobs, run_tables, set_up
 from weclip.cli import main
 
@@ -46,7 +46,7 @@ def grid(tmp_path, drawn, monkeypatch):
     page(tmp_path/"table4.ipynb", "seeds = []\ndevice = ''", "seeds, device")
     page(tmp_path/"results.ipynb", "results = ''", "results")
     for run in RUNS:
-        (out/f"{run.name}.json").write_text(json.dumps(invented(run)))
+        (out/f"{run.name}.json").write_text(json.dumps(_invented(run)))
     behave(out, {})
     where = dict(notebooks=tmp_path, out=out, results=tmp_path/"results", device="cpu")
     return dict(names=["table4"], quick=True, workers=2, **where)
@@ -89,7 +89,7 @@ def test_runs_then_pages_then_only_what_is_missing(grid):
     lines = table(grid).read_text().splitlines()
     kept = [line for line in lines if FIRST not in line]
     table(grid).write_text("\n".join(kept) + "\n")
-    (grid["out"]/f"{FIRST}.json").write_text(json.dumps({**invented(RUNS[0]), "scores": []}))
+    (grid["out"]/f"{FIRST}.json").write_text(json.dumps({**_invented(RUNS[0]), "scores": []}))
     status, said = go(grid)
     assert status == 1 and f"no number: {FIRST}: missing: score" in said
     assert [len(starts(grid, name)) for name in (FIRST, SECOND)] == [3, 1]
@@ -97,8 +97,8 @@ def test_runs_then_pages_then_only_what_is_missing(grid):
 
 def test_stale_results_are_shown_and_kept_until_asked(grid):
     for run in RUNS:
-        keep_line(table(grid), invented(run))
-    keep_line(table(grid), {**invented(RUNS[0]), "code": "0"*12})
+        keep_line(table(grid), _invented(run))
+    keep_line(table(grid), {**_invented(RUNS[0]), "code": "0"*12})
     old = grid["out"]/FIRST
     old.mkdir()
     (old/"checkpoint.pt").touch()

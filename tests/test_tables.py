@@ -21,7 +21,7 @@ from weclip.lab.plan import (
     BLIND, DIFFERENCES, DRAWN, QUICK, QUICK_SIZES, SHORT, SNAPSHOTS, TABLES, Grid, base, keeps_features, plan,
     run_config, run_parameters)
 from weclip.lab.results import (
-    collect, effects, figure_run, has_files, invented, keep_line, kept_table, put_between, read_lines, read_results,
+    collect, effects, figure_run, has_files, _invented, keep_line, kept_table, put_between, read_lines, read_results,
     result_file, show, summary, verdicts, vit_cost)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +131,7 @@ def test_published_ablations():
 # ---- results and missing ones
 
 def write(folder, run, miou):
-    keep_line(result_file(folder, run.profile), invented(run, miou))
+    keep_line(result_file(folder, run.profile), _invented(run, miou))
 
 @pytest.fixture
 def results(tmp_path):

@@ -81,7 +81,8 @@ def test_scores_survive_a_terminal_with_few_letters(mine, tmp_path):
         if done.returncode or b"Traceback" in done.stderr or not is_told:
             wrong.append((kind, done))
             continue
-        iou = json.loads((out/"scores.json").read_text(encoding="utf-8"))["ms"]["iou"]
+        facts = json.loads((out/"scores.json").read_text(encoding="utf-8"))
+        iou, = (record["iou"] for record in facts["scores"] if record["mode"] == "ms")
         if iou["猫"] not in (None, 0):
             wrong.append((kind, iou))
     assert not wrong
@@ -385,18 +386,18 @@ def test_scores_with_null_make_a_card(mine, tmp_path, capsys):
     def record(mode, miou, iou): return dict(split="val", mode=mode, settings={}, miou=miou, iou=iou)
     records = [record("ms", None, {}), record("single", .25, {"cup": None})]
     iou = {"background": .5, "cup": None, "猫": None}
-    contents = [(dict(ms=dict(miou=.5, iou=iou)), "| scales + flip | 50.0 |"),
-                (dict(ms=dict(miou=None, iou={})), "Not given."),
-                (dict(scores=records, val_split="val", n_val=2), "| one scale | 25.0 |"),
-                (dict(scores=[], val_split="val"), "Not given.")]
+    contents = [([record("ms", .5, iou)], "| scales + flip | 50.0 |"), (records[:1], "Not given."),
+                (records, "| one scale | 25.0 |"), ([], "Not given.")]
     for k, (content, row) in enumerate(contents):
-        scores.write_text(json.dumps(content))
+        scores.write_text(json.dumps(dict(scores=content, val_split="val", n_val=2)))
         out = tmp_path/f"m{k}"
         hub = ["hub", "--checkpoint", model, "--results", str(scores), "--out", str(out)]
         assert main(hub) == 0, capsys.readouterr().err
         card = (out/"README.md").read_text(encoding="utf-8")
         assert row in card and "nan" not in card.lower() and "猫" in card
-    for text in ("[1, 2]", '{"ms": 3}', "no json", '{"ms": {}}'):
+    numberless = json.dumps(dict(scores=[dict(split="val", mode="ms", settings={})], val_split="val"))
+    for text in ("[1, 2]", '{"ms": 3}', "no json", '{"ms": {}}', '{"scores": []}', '{"scores": 3, "val_split": "val"}',
+                 '{"scores": [{"ms": 1}], "val_split": "val"}', numberless):
         scores.write_text(text)
         hub = ["hub", "--checkpoint", model, "--results", str(scores), "--out", str(tmp_path/"bad")]
         assert main(hub) == 2

@@ -144,7 +144,8 @@ TROUBLE = (  # exception, what it says, the line to print; {e}: its text, {head}
 )
 EXTRAS = {  # group of optional packages -> modules that come with it
     "lab": ("papermill", "nbclient", "ipykernel", "joblib", "scipy", "sklearn"), "slurm": ("submitit",),
-    "app": ("gradio",), "coco": ("pycocotools",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+    "data": ("pycocotools", "scipy"), "train": ("tensorboard",), "app": ("gradio",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 def missing_extra(e:BaseException # that ended a command
     )->str:                       # one line; "" if it is something else

@@ -190,7 +190,7 @@ def _board(folder, done:int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        _log.warning("TensorBoard is not installed: the losses are in checkpoint.pt alone (pip install tensorboard)")
+        _log.warning("TensorBoard is not installed: losses are in checkpoint.pt alone (pip install 'weclip[train]')")
         return None
     return SummaryWriter(folder, purge_step=done)
 

@@ -27,10 +27,10 @@ from .results import read_results
 
 # %% ../../nbs/6_lab/03_runner.ipynb #55923ea8
 DOWNLOADS = dict(
-    voc="host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar; SegmentationClassAug.zip, train_aug.txt "
-        "(masks and list of SBD's 10,582 pictures); VOC2012test.tar, from the evaluation server",
-    coco="images.cocodataset.org/zips/train2014.zip and val2014.zip, both into JPEGImages; masks as PNGs, drawn from "
-         "images.cocodataset.org/annotations/annotations_trainval2014.zip by github.com/alicranck/coco2voc")
+    voc="`weclip data voc ROOT --download` builds it from VOCtrainval_11-May-2012.tar and SBD's benchmark.tgz, "
+        "with the list of 10,582 pictures; VOC2012test.tar comes from the evaluation server, after logging in",
+    coco="`weclip data coco ROOT --download` builds it from train2014.zip, val2014.zip and "
+         "annotations_trainval2014.zip of images.cocodataset.org, with a mask for every picture")
 
 def missing_data(profile:str, # data set
                  places:dict  # as `read_places` gives
@@ -42,7 +42,7 @@ def missing_data(profile:str, # data set
         root = data_root(profile, places.get(profile, ""))
         open_data(root, LISTS.get(profile, {}).get("train", "train"), CLASS_SETS[profile].classes)
     except FileNotFoundError as e:
-        return f"{e}\ndownload {DOWNLOADS[profile]}"
+        return f"{e}\n{DOWNLOADS[profile]}"
     return ""
 
 # %% ../../nbs/6_lab/03_runner.ipynb #8ea74d4b
@@ -305,7 +305,7 @@ def _carry_out(s, todo)->dict: # name -> why it failed
 @delegates(set_up, but="notebooks")
 def tables(names:tuple=(),     # table1 ... table7, figure3 ... figure5, ours1 ... ours4, results (all of the profile)
            *,
-           dry_run=False,      # only print the plan: runs, iterations, hours, memory, where each number lands
+           dry_run=False,      # only print the plan: runs, iterations, hours (if results tell), where numbers land
            rerun_stale=False,  # replace results that other code or settings made
            **kwargs            # of `set_up`
     )->int:                    # 0: every number is there; 1: some are not

@@ -213,6 +213,8 @@ def read_score(record:dict # has split, mode and settings; further keys, such as
         split, mode, settings = (record[name] for name in Score._fields)
     except (KeyError, TypeError) as e:
         raise ValueError(f"expected a score with split, mode and settings, got {record!r}") from e
+    if not isinstance(split, str) or not isinstance(settings, dict):
+        raise ValueError(f"expected a split's name and a dict of settings, got {record!r}")
     one_of(mode, MODES + STAGES, "mode")
     for name in settings:
         one_of(name, EVALUATION, "evaluation setting")

@@ -340,7 +340,9 @@ def evaluate(data:str,        # folder in VOC2012 layout
         print(f"{len(source):,} pictures: about {hours:.1f} hours", flush=True)
     scores = evaluate_model(model, source, workers=workers, out=out and Path(out)/"masks", modes=wanted, drop=drop)
     if out:
-        write_json(Path(out)/"scores.json", scores)  # before anything is printed
+        records = [dict(split=val_split, mode=mode, settings={}, **found) for mode, found in scores.items()]
+        facts = dict(val_split=val_split, n_val=len(source), drop=drop, scores=records)
+        write_json(Path(out)/"scores.json", facts)  # before anything is printed
     print(table({mode: score["miou"] for mode, score in scores.items()}))
     print(format_scores(scores[wanted[-1]]))
 
@@ -541,9 +543,8 @@ def results_of(path # results.json or scores.json
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
         read_scores(results)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path}: expected results.json or scores.json of `weclip`, "
-                         f"got another file ({type(e).__name__}: {e})") from e
+    except ValueError as e:
+        raise ValueError(f"{path}: expected results.json or scores.json of `weclip`, got another file ({e})") from e
     return results
 
 def hub(*,

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 import open_clip
 from ..machine import ASSETS, in_words, json_ready, markdown_table, whole_file, write_json
-from ..method.config import MODES, TEXTS, Config, from_dict, run_name
+from ..method.config import MODES, TEXTS, Config, from_dict, read_score, run_name
 from ..method.classes import ClassSet
 from ..method.model import WeCLIP
 from ..engine.weights import ARCH, describe, load_model, read_model, write_model
@@ -22,12 +22,24 @@ from ..engine.weights import ARCH, describe, load_model, read_model, write_model
 # %% ../../nbs/5_use/00_hub.ipynb #0e169857
 def read_scores(results:dict # of `results.json` or `scores.json`; {}: none
     )->dict:                 # mode -> (mIoU, {class: IoU}), fractions
-    "Scores of the predictions, from either file."
-    by_mode = results
-    if "scores" in results:
-        by_mode = {r["mode"]: r for r in results["scores"] if r["split"] == results["val_split"] and not r["settings"]}
-    found = {mode: (s["miou"], s["iou"]) for mode, s in by_mode.items()}
+    "Scores of the predictions of `val_split`, evaluated with the model's settings."
+    if results == {}: return {}
+    _check(results, dict(scores=list, val_split=str))
+    found = {}
+    for record in results["scores"]:
+        split, mode, changed = read_score(record)
+        if split != results["val_split"] or mode not in MODES or changed: continue
+        _check(record, dict(miou=_NUMBER, iou=dict))
+        _check(record["iou"], dict.fromkeys(record["iou"], _NUMBER))
+        found[mode] = record["miou"], record["iou"]
     return {mode: found[mode] for mode in MODES if mode in found and _exists(found[mode][0])}
+
+_NUMBER = (int, float, type(None))
+
+def _check(d, kinds)->None:
+    "Refuse what lacks a name, or has another kind of value there."
+    odd = [name for name, kind in kinds.items() if not isinstance(d, dict) or not isinstance(d.get(name, ...), kind)]
+    if odd: raise ValueError(f"expected results of a model, found no proper {', '.join(odd)}")
 
 def _exists(x)->bool: # null in a file, NaN in memory: a score that does not exist
     return x is not None and x == x
