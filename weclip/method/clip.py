@@ -145,7 +145,7 @@ class Encoded(NamedTuple):
 class FrozenCLIP(nn.Module):
     "Image tower of an open_clip CLIP that never trains and takes any image size, §3.2."
     def __init__(self,
-        clip:open_clip.CLIP, # with a plain ViT; its parameters are frozen, not copied
+        clip:open_clip.CLIP, # with a plain ViT (see `engine.weights.plain_vit`); frozen, not copied
         arch:str=None,       # open_clip's name of the architecture, noted in files
         weights:str=""       # where its weights came from, noted in files
     ):
