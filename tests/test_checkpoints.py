@@ -94,6 +94,14 @@ class Hostile(torch.nn.Module):
         self.training = torch.from_file(state[0], True, 9).numel() > 3
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_damaged_archive_is_no_weights(tmp_path):
+    "A zip file whose list of contents is broken; it cannot even be asked whether it is TorchScript."
+    path = tmp_path/"d.pth"
+    torch.save({"w": torch.ones(2)}, path)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03", 1))
+    with pytest.raises(ValueError, match="d.pth: expected weights, got a damaged file"):
+        read_weights(path)
+
 def test_archives_are_not_run(tmp_path):
     torch.jit.script(Hostile(str(tmp_path/"ran"))).save(tmp_path/"evil.pt")
     for read in (read_weights, load_clip, load_model, resume):

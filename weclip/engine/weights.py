@@ -111,14 +111,15 @@ def read_weights(path:str|Path # PyTorch file, OpenAI's archive or .safetensors
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a file of weights, found no such file; give a state dict (.pt), "
                                 "OpenAI's archive or .safetensors, or for CLIP an open_clip tag such as 'openai'")
-    if _is_archive(path) and not _is_published(path):
-        raise ValueError(f"{path}: a TorchScript archive, which is a program, and none that OpenAI published; "
-                         "if you trust it: torch.save(torch.jit.load(file).state_dict(), new_file)")
     try:
-        state = _read(Path(path))
+        is_foreign = _is_archive(path) and not _is_published(path)
+        state = {} if is_foreign else _read(Path(path))
     except Exception as e:
         raise ValueError(f"{path}: expected weights, got a damaged file or another format ({in_words(e)[:300]}); "
                          "download or copy it again") from e
+    if is_foreign:
+        raise ValueError(f"{path}: a TorchScript archive, which is a program, and none that OpenAI published; "
+                         "if you trust it: torch.save(torch.jit.load(file).state_dict(), new_file)")
     if not isinstance(state, dict): raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
     if "about" in state:
         raise ValueError(f"{path}: expected weights, got the state of a run; take model.safetensors beside it")
