@@ -562,3 +562,28 @@ def test_the_exception_behind_is_looked_at():
     except KeyError as e:
         assert "the disk is full" in trouble(e)
     assert trouble(KeyError("a bug")) == "" and json.dumps(trouble(ValueError("two\nlines"))) == '"two lines"'
+
+def test_a_snapshot_that_a_full_disk_cost_is_written_when_the_run_goes_on(root, tmp_path, monkeypatch):
+    "In the middle of a run and after its last step; both are what a run without trouble keeps."
+    import weclip.engine.job as job
+    from weclip.method.config import preset, snapshot_file
+    from weclip.engine.weights import load_model
+    def go(out, resume=False):
+        cfg = preset("scenes", iters=4, switch=2, bs=2, d=16, layers=1, heads=2, warmup=1, par_iters=1)
+        job.run_job(build("tiny", cfg), root, out, scores=[], snapshots=[2, 4], sheet=0, resume=resume, say=len)
+    go(tmp_path/"whole")
+    real = job.save_model
+    for k in (2, 4):
+        out = tmp_path/str(k)
+        def full(path, *args, k=k, **kw):
+            if path.name == snapshot_file(k): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(path, *args, **kw)
+        monkeypatch.setattr(job, "save_model", full)
+        with pytest.raises(OSError):
+            go(out)
+        monkeypatch.setattr(job, "save_model", real)
+        assert job.run_found(out) == (k, 4) and not (out/snapshot_file(k)).exists()
+        go(out, resume=True)
+        for done in (2, 4):
+            kept, wanted = (load_model(d/snapshot_file(done)).decoder.state_dict() for d in (out, tmp_path/"whole"))
+            assert all(v.equal(wanted[name]) for name, v in kept.items()), (k, done)

@@ -202,6 +202,9 @@ def watch(loss,           # as `train` takes it
     device = next(model.parameters()).device
     seen = _spent(out) if resume else dict(train_seconds=0., peak_gib=0.)
     report_progress(out, "features", **seen)
+    if not resume:  # those of a former run in this folder
+        for done in snapshots:
+            (Path(out)/snapshot_file(done)).unlink(missing_ok=True)
     before = seen["train_seconds"]
     start = []
     def watched(*args, **kw):
