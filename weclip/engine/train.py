@@ -274,7 +274,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
         check_objects(data)
     run = _Run(out, model, resume, ranks)
     frozen = FrozenCache(cache, model, data, progress and ranks.rank == 0) if cache else None
-    feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views, pin=model.text_fg.is_cuda)
+    feed = batches(frozen.data if frozen else data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views, pin=model.text_fg.is_cuda)
     step_loss = shared_loss(model, loss, ranks)
     todo = range(run.done, cfg.iters)
     bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=not progress or ranks.rank > 0)
@@ -283,7 +283,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
         for i in bar:
             batch = to_device(next(feed), model.text_fg.device)
             if frozen:
-                batch = batch._replace(frozen=frozen(batch))
+                batch = batch._replace(frozen=frozen(batch, model.n_maps(i >= cfg.switch)))
             losses, output = train_step(model, run.opt, batch, i, step_loss, run.scaler)
             run.done = i + 1  # at once: whatever ends the loop below, the weights are those after this step
             if i % log_every == 0 or i == cfg.iters - 1:
