@@ -55,12 +55,12 @@ def test_rows_that_are_one_run_are_trained_once():
 
 def test_a_run_keeps_the_same_snapshots_whichever_table_asks():
     "Otherwise a run that Table 4 has finished could not serve Figure 3."
-    runs = [r for t in ("table1", "table4", "figure3", "ours1") for r in plan([t], ONE_SEED)]
+    runs = [r for t in ("table1", "table4", "figure3", "differences") for r in plan([t], ONE_SEED)]
     assert {r.snapshots for r in runs if r.settings == SHORT} == {(30, 120, 210)}
 
 def test_rows_that_change_evaluation_are_scores_of_the_full_run():
-    full = next(r for r in plan(["ours1"], ONE_SEED) if "ours1: released code" in r.used_by)
-    assert {"ours1: not mirrored", "ours1: own size", "ours1: sizes rounded to whole patches"} <= set(full.used_by)
+    full = next(r for r in plan(["differences"], ONE_SEED) if "differences: released code" in r.used_by)
+    assert {"differences: not mirrored", "differences: own size", "differences: sizes rounded to whole patches"} <= set(full.used_by)
     changed = [score.settings for score in full.scores if score.settings]
     assert changed == [{"long_side": 0}, {"round_to": 16}, {"tta_flip": False}]
 
@@ -97,7 +97,7 @@ def test_features_are_kept_where_rows_share_them():
     others = ("12 blocks to the decoder", "10 blocks to the decoder", "last 10 attention maps",
               "ImageNet's normalisation", "faint CAMs ignored", "all of the paper's choices", "all slips mended")
     not_kept = {r.used_by[0] for r in plan((), ONE_SEED) if not keeps_features(r)}
-    assert not_kept == {"table2: WeCLIP", *(f"ours1: {x}" for x in others)}
+    assert not_kept == {"table2: WeCLIP", *(f"differences: {x}" for x in others)}
 
 # ---- the paper's numbers, a few typed a second time
 
@@ -264,11 +264,11 @@ def test_effects_are_told_against_the_first_row(results):
     """Four rows whose two seeds are 2, 1, 1 and 1 points apart: s = sqrt(3.5/4) = .935 with 4 degrees of freedom, and
     3.50 s sqrt(2/2) = 3.3 is the bound for two such rows."""
     grid = Grid(seeds=(1, 2), results=results)
-    for r in plan(["ours1"], grid):
+    for r in plan(["differences"], grid):
         for label, miou in {"weight decay 1e-3": .4, "plain cross-entropy": .505}.items():
-            if f"ours1: {label}" in r.used_by:
+            if f"differences: {label}" in r.used_by:
                 write(results, r, miou + r.seed/100)
-    lines = [line for line in effects("ours1", grid).splitlines() if line.startswith("| ")]
+    lines = [line for line in effects("differences", grid).splitlines() if line.startswith("| ")]
     by_label = {line.split(" (")[0].removeprefix("| "): line for line in lines}
     assert by_label["weight decay 1e-3"].endswith("| 41.5 ± 0.7 | -11.5 | 3.3 | yes |")
     assert by_label["plain cross-entropy"].endswith("| 52.0 ± 0.7 | -1.0 | 3.3 | no |")
@@ -360,7 +360,7 @@ def committed():
     if stale:
         pytest.fail(f"{len(stale)} of {len(had)} committed results were made by other code or settings, the first "
                     f"is {stale[0]}: {had[stale[0]]}. Renew them: `weclip tables --rerun-stale`, then with `--seeds 5` "
-                    "table4 table5 table6 ours3 ours4", pytrace=False)
+                    "table4 table5 table6 depth_and_overfitting refining_maps_over_time", pytrace=False)
     return grid
 
 def five_seeds(grid): return grid._replace(seeds=(1, 2, 3, 4, 5))
@@ -378,9 +378,9 @@ def test_every_run_of_the_scenes_is_committed(committed):
 def test_stored_pages_show_the_committed_results(committed):
     wrong = []
     for name in SHOWN:
-        call = "effects" if name == "ours1" else "show"
-        made = effects(name, committed) if name == "ours1" else show(name, committed)
-        on_results = call if name in ("ours1", "ours2") else "table"
+        call = "effects" if name == "differences" else "show"
+        made = effects(name, committed) if name == "differences" else show(name, committed)
+        on_results = call if name in ("differences", "seeds") else "table"
         for page, cell in ((f"{name}.ipynb", call), ("results.ipynb", on_results)):
             if stored(page, f'{cell}("{name}"') != made:
                 wrong.append(f"{page}: {name}")
@@ -389,7 +389,7 @@ def test_stored_pages_show_the_committed_results(committed):
 def test_stored_verdicts_and_the_block_of_the_readme(committed):
     readme = (ROOT/"README.md").read_text(encoding="utf-8")
     wrong = []
-    for name in ("table4", "table5", "table6", "ours3", "ours4"):
+    for name in ("table4", "table5", "table6", "depth_and_overfitting", "refining_maps_over_time"):
         made = verdicts(name, five_seeds(committed))
         for page, call in ((f"{name}.ipynb", "verdicts"), ("results.ipynb", "verdict")):
             if stored(page, f'{call}("{name}"') != made:
@@ -437,9 +437,9 @@ def test_the_reading_on_the_page_of_results(committed):
     "What it says of the verdicts, the longer runs and the gap."
     texts = ["".join(c["source"]) for c in cells("results.ipynb")]
     told = next(text for text in texts if text.startswith("How to read it: "))
-    said = {t: verdicts(t, five_seeds(committed)) for t in ("table4", "table5", "table6", "ours3", "ours4")}
-    one, ten, long = (float(said[t].split("resolved from ")[1].split()[0]) for t in ("table4", "table6", "ours4"))
-    pair = [first_number(x) for x in row_of(said["ours4"], "A_f G A_s over A_s")[:2]]
+    said = {t: verdicts(t, five_seeds(committed)) for t in ("table4", "table5", "table6", "depth_and_overfitting", "refining_maps_over_time")}
+    one, ten, long = (float(said[t].split("resolved from ")[1].split()[0]) for t in ("table4", "table6", "refining_maps_over_time"))
+    pair = [first_number(x) for x in row_of(said["refining_maps_over_time"], "A_f G A_s over A_s")[:2]]
     gaps = [first_number(row[2]) for row in kept(committed, "why-table5-scenes")]
     assert not false_claims({
         "bound of Table 4": f"at a bound of {one}." in told,
@@ -449,8 +449,8 @@ def test_the_reading_on_the_page_of_results(committed):
         "A_s is ahead of A_f": "**Appears** (1 of 10): A_s over A_f." in said["table6"],
         "the others are not": "**Not resolved** (9 of 10)" in said["table6"],
         "the full map is 3.4 below": "| A_f G A_s over A_s | +3.1 | -3.4 |" in said["table6"] and "3.4 points" in told,
-        "no depth is": all("**Not resolved** (10 of 10)" in said[t] for t in ("table5", "ours3")),
-        "level in longer runs": "**Not resolved** (1 of 1)" in said["ours4"],
+        "no depth is": all("**Not resolved** (10 of 10)" in said[t] for t in ("table5", "depth_and_overfitting")),
+        "level in longer runs": "**Not resolved** (1 of 1)" in said["refining_maps_over_time"],
         "their numbers": f"(+{pair[1]:.1f} points, bound {long})" in told,
         "the paper's lead is ruled out": pair[0] == 3.1 and pair[1] + long < 3.1,
         "gaps of five to six points": 5 <= min(gaps) and max(gaps) < 6.5 and "five to six points" in told})
@@ -458,24 +458,24 @@ def test_the_reading_on_the_page_of_results(committed):
 def test_readings_of_single_pages(committed):
     "Table 6's curves, the settings that stand out, what depth and length change."
     every = five_seeds(committed)
-    effect = {c["label"]: c["mean"] for c in collect("ours1", committed)}
+    effect = {c["label"]: c["mean"] for c in collect("differences", committed)}
     released = effect["released code"]
-    one_pair = float(row_of(stored("ours2.ipynb", "spread ="), "3 ")[0])
+    one_pair = float(row_of(stored("seeds.ipynb", "spread ="), "3 ")[0])
     far = sorted(effect, key=effect.get)
     curves = {row[0]: [[float(x) for x in text.split(" ± ")] for text in row[1:]]
               for row in kept(committed, "why-table6-time-scenes")}
     static = curves["A_s"][0][0]
     learnt = [curves[label] for label in ("A_f", "A_f A_s", "A_f G A_s")]
     gaps = [[first_number(x) for x in row[1:4]] for row in kept(committed, "why-table5-scenes")]
-    depth = {c["label"]: c["mean"] for c in collect("ours3", every) if c["column"] == "val"}
+    depth = {c["label"]: c["mean"] for c in collect("depth_and_overfitting", every) if c["column"] == "val"}
     means = [*depth.values()]
     favour = [deep > shallow for k, deep in enumerate(means) for shallow in means[:k]]
-    length = stored("ours4.ipynb", "def rows(table)")
+    length = stored("refining_maps_over_time.ipynb", "def rows(table)")
     labels = [first_number(row_of(length, label)[0]) for label in ("300 iterations", "1,000 iterations")]
     change, bound = (float(x.strip("()")) for x in row_of(length, "change with length")[1].split())
-    score = {(t, c["label"]): c["mean"] for t in ("table6", "ours4") for c in collect(t, every) if c["column"] == "val"}
+    score = {(t, c["label"]): c["mean"] for t in ("table6", "refining_maps_over_time") for c in collect(t, every) if c["column"] == "val"}
     assert not false_claims({
-        "ours 1: nothing is resolved": "| yes |" not in effects("ours1", committed),
+        "ours 1: nothing is resolved": "| yes |" not in effects("differences", committed),
         "ours 1: farthest below": far[0] == "plain cross-entropy",
         "ours 1: farthest above": far[-1] == "affinity loss: cross-entropy",
         "ours 1: beyond the bound of one pair": min(released - effect[far[0]], effect[far[-1]] - released) > one_pair,
@@ -487,10 +487,10 @@ def test_readings_of_single_pages(committed):
         "ours 4: the difference changes": change > bound,
         "ours 4: from behind": score["table6", "A_f G A_s"] < score["table6", "A_s"],
         "ours 4: not by better labels": labels[1] <= labels[0],
-        "ours 4: the static map's rise, too": score["ours4", "A_s"] > score["table6", "A_s"]})
+        "ours 4: the static map's rise, too": score["refining_maps_over_time", "A_s"] > score["table6", "A_s"]})
 
 def test_the_papers_differences_on_the_page_of_the_spread():
-    text = "".join(cells("ours2.ipynb")[-1]["source"])
+    text = "".join(cells("seeds.ipynb")[-1]["source"])
     def differences(table):
         values = sorted(table.values())
         return sorted(round(b - a, 1) for k, b in enumerate(values) for a in values[:k])

@@ -6,7 +6,7 @@
 __all__ = ['LONG', 'SIZES', 'SHORT', 'SHORT_SIZES', 'FEW', 'DIFFERENCES', 'VAL', 'VAL_CRF', 'LABELS', 'TEST', 'COST',
            'GENERALISE', 'TABLES', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'SCENES_GRID', 'BLIND', 'LISTS',
            'FEATURES', 'PLACES', 'Row', 'Table', 'Grid', 'base', 'Run', 'run_config', 'changes', 'asked', 'row_run',
-           'chosen', 'plan', 'keeps_features', 'run_parameters', 'read_places', 'data_root']
+           'chosen', 'plan', 'table_seeds', 'keeps_features', 'run_parameters', 'read_places', 'data_root']
 
 # %% ../../nbs/6_lab/01_plan.ipynb #4bc9b29d
 from pathlib import Path
@@ -131,14 +131,14 @@ TABLES = {t.name: t for t in (
     Table("figure3", "CAMs over training time", {}, _FIGURE, needs=("model", "snapshots")),
     Table("figure4", "predictions", VAL, _FIGURE, needs=("masks",)),
     Table("figure5", "frozen features", {}, ()),
-    Table("ours1", "paper against released code", VAL,
+    Table("differences", "paper against released code", VAL,
           tuple(Row(label, settings, {}, about) for label, settings, about in DIFFERENCES), _ALL,
           sizes=SHORT_SIZES, length=SHORT, most_seeds=3),
-    Table("ours2", "spread over seeds", LABELS,
+    Table("seeds", "spread over seeds", LABELS,
           tuple(Row(label, _PARTS[label], {}) for label in ("decoder + RFM", "decoder")), _ALL),
-    Table("ours3", "layers, with the paper's visits to a picture", GENERALISE,
+    Table("depth_and_overfitting", "layers, with the paper's visits to a picture", GENERALISE,
           tuple(r._replace(settings={**r.settings, "views": 12}) for r in _LAYERS), ("scenes",), sizes=FEW, length=SHORT),
-    Table("ours4", "refining maps, in longer runs", LABELS,
+    Table("refining_maps_over_time", "refining maps, in longer runs", LABELS,
           tuple(Row(label, {**_MAPS[label], "iters": _longer, "switch": _later}, {"val": TABLE6[label]})
                 for label in ("A_s", "A_f G A_s")), ("scenes",), sizes=SHORT_SIZES, length=SHORT))}
 
@@ -270,17 +270,29 @@ def chosen(names=(),        # of `TABLES`; (): all that make sense for the profi
 def plan(names=(),        # of `TABLES`; (): all that make sense for the profile
          grid=SCENES_GRID # what is asked for
     )->list:              # of `Run`
-    "The distinct runs behind some tables, seed by seed."
-    runs = {}
-    for seed in grid.used_seeds:
-        for table in chosen(names, grid.profile):
-            if seed in grid.used_seeds[table.most_seeds:]: continue
-            if table.needs and seed != grid.used_seeds[0]: continue  # a figure shows one seed
-            for row in table.rows:
-                if row.settings is None: continue
-                run = row_run(table, row, grid, seed)
-                runs[run.name] = _join(runs[run.name], run) if run.name in runs else run
+    "The distinct runs behind some tables, seed by seed; each knows all lines that it serves."
+    wanted = chosen(names, grid.profile)
+    others = [table for table in chosen((), grid.profile) if table not in wanted]
+    runs:dict = {}
+    for run in _asked_for(wanted, grid):
+        runs[run.name] = _join(runs[run.name], run) if run.name in runs else run
+    for run in _asked_for(others, grid):
+        if run.name in runs:
+            known = runs[run.name]
+            runs[run.name] = known._replace(used_by=known.used_by + run.used_by)
     return list(runs.values())
+
+def _asked_for(tables:list, grid:Grid): # yields a `Run` for every line and seed
+    for seed in grid.used_seeds:
+        for table in tables:
+            if seed in table_seeds(table, grid):
+                yield from (row_run(table, row, grid, seed) for row in table.rows if row.settings is not None)
+
+def table_seeds(table:Table,     # of `TABLES`
+                grid=SCENES_GRID # what is asked for
+    )->tuple:                    # of seeds
+    "The seeds of a table: as many of the grid's as it takes; a figure shows one."
+    return grid.used_seeds[:1 if table.needs else table.most_seeds]
 
 def _join(a:Run, b:Run)->Run: # of one name
     "What both want."
@@ -320,6 +332,7 @@ def run_parameters(run:Run,           # of `plan`
         name=run.name, train=train, val=val, test=test, limit=limit,
         root=str(root), clip=clip or ("tiny" if is_drawn else "openai"),
         scores=[json_ready(score._asdict()) for score in run.scores], snapshots=list(run.snapshots),
+        serves="; ".join(run.used_by),
         device=str(device), cache=str(cache) if keeps_features(run) else "", out=str(out), results=str(results))
 
 # %% ../../nbs/6_lab/01_plan.ipynb #ac7cfe48
