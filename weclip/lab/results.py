@@ -6,12 +6,13 @@
 __all__ = ['WHICH', 'WHAT', 'COST', 'MADE_BY', 'FACTS', 'STAND_IN', 'result_file', 'in_text', 'from_text', 'read_rows',
            'keep_run', 'run_rows', 'read_runs', 'read_results', 'has_files', 'value', 'mean_sd', 'collect', 'Text',
            'number_table', 'number', 'plural', 'command', 'caption', 'show', 'figure_run', 'kept_name', 'keep_table',
-           'kept_rows', 'kept_table', 'vit_cost', 'put_between']
+           'kept_rows', 'kept_table', 'keep_arrays', 'kept_arrays', 'vit_cost', 'put_between']
 
 # %% ../../nbs/6_lab/02_results.ipynb #b4dfcd79
 from pathlib import Path
 from statistics import fmean, stdev
 import csv, io, json
+import numpy as np
 from filelock import FileLock
 from ..machine import code_digest, made_by, markdown_table, whole_file
 from ..method.config import from_dict, one_of, preset, read_score, to_dict
@@ -389,6 +390,26 @@ def kept_table(name, # of the table
     head, rows, reason = kept_rows(name, grid)
     if not reason: return number_table(head, rows)
     return Text(f"Not measured: {kept_name(name, grid)}: {reason}. Filled by `{fill}`.")
+
+def keep_arrays(name,    # of the figure
+                grid,    # what is asked for
+                **arrays # what it draws, NumPy
+    )->None:
+    "Keep what a figure draws, so that it needs no model again."
+    path = Path(grid.results)/f"{kept_name(name, grid)}.npz"
+    with whole_file(path) as part:
+        np.savez_compressed(part, code=np.array(code_digest()), **arrays)
+
+def kept_arrays(name, # of the figure
+                grid  # what is asked for
+    )->tuple:         # (name -> array, why there are none: "" if there are)
+    "What a figure draws as kept, if this code has made it."
+    path = Path(grid.results)/f"{kept_name(name, grid)}.npz"
+    if not path.is_file(): return {}, "missing"
+    with np.load(path) as file:
+        arrays = dict(file)
+    code = str(arrays.pop("code"))
+    return (arrays, "") if code == code_digest() else ({}, f"stale: made by code {code}, this is {code_digest()}")
 
 def vit_cost(folder # of the numbers
     )->Text:
