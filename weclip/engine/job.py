@@ -21,14 +21,14 @@ from ..method.config import MODES, STAGES, TEXTS, Config, Score, preset, run_nam
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
 from ..data.pictures import save_mask
-from ..data.voc import SegData, batches, check_files, check_objects, open_data
+from ..data.voc import SegData, check_files, check_objects, open_data
 from ..data.field import pack_masks
 from ..data.viz import colour_mask, example_pictures, heat, save_sheet
 from ..world.scenes import write_scenes
 from .weights import build, save_model
 from .cache import KeptTokens
 from .parallel import ALONE, Ranks
-from .train import check_start, run_found, to_device, train, weak_loss
+from .train import check_start, feed_of, run_found, to_device, train, weak_loss
 from .supervised import loss_for
 from .infer import evaluate, mask_stream, seconds_each
 from .pseudo import preview, score_stages
@@ -363,16 +363,14 @@ def pace(model:WeCLIP,     # its settings are read, its weights not changed
          ranks:Ranks=ALONE # as in `train`
     )->tuple:              # seconds: one process reads the pictures of a step; a step on pictures at hand
     "What an iteration costs here, from a few batches of the training itself."
-    cfg = model.cfg
     device = model.text_fg.device
-    is_cuda = device.type == "cuda"
-    feed = batches(data, cfg.bs, cfg.seed, 0, 0, *ranks, views=cfg.views, pin=is_cuda)
+    feed = feed_of(model, data, ranks=ranks)
     ready = []
     loading = seconds_each(lambda _: ready.append(next(feed)), range(5))
     def step(k):
-        losses, _ = loss(model, to_device(ready[k], device, cfg), dynamic=k != 1)
+        losses, _ = loss(model, to_device(ready[k], device, model.cfg), dynamic=k != 1)
         losses.total.backward()
-        if is_cuda:
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
     model.train()
     computing = seconds_each(step, range(3))

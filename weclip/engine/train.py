@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNSCALED', 'learning_rate', 'optimiser', 'loss_scaler', 'weak_loss', 'train_step', 'save_checkpoint',
-           'load_checkpoint', 'run_found', 'check_start', 'to_device', 'train']
+           'load_checkpoint', 'run_found', 'check_start', 'to_device', 'feed_of', 'train']
 
 # %% ../../nbs/4_engine/03_train.ipynb #485dbe82
 from pathlib import Path
@@ -263,6 +263,20 @@ def to_device(batch,          # `Batch`
         tensors.pop("valid", None)
     return batch._replace(**{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
 
+def feed_of(model:WeCLIP,     # its settings and device are read
+            data:SegData,     # as in `train`
+            start:int=0,      # iterations done
+            workers:int=0,    # loading processes
+            ranks:Ranks=ALONE # processes that train together
+    ):                        # endless iterator of `Batch`, on a processor
+    "The batches of a training; for a graphics card in page-locked memory."
+    cfg = model.cfg
+    device = model.text_fg.device
+    is_cuda = device.type == "cuda"
+    if is_cuda and device.index:
+        torch.cuda.set_device(device)  # otherwise the first card, where nobody trains, would lock the pages
+    return batches(data, cfg.bs, cfg.seed, start, workers, *ranks, views=cfg.views, pin=is_cuda)
+
 def train(model:WeCLIP,         # its decoder is changed in place
           data:SegData,         # pictures with what `loss` needs
           out,                  # folder of the run: checkpoint, TensorBoard files
@@ -279,21 +293,18 @@ def train(model:WeCLIP,         # its decoder is changed in place
     )->list:                    # history: (iteration, total, seg, aff, learning rate) every `log_every`
     "Train the decoder for `model.cfg.iters` iterations, §4.2."
     cfg = model.cfg
-    device = model.text_fg.device
     if (cfg.supervised or loss is not weak_loss) and getattr(data, "masks", None) is not None:
         check_objects(data)
     run = _Run(out, model, resume, ranks)
     frozen = FrozenCache(cache, model, data, progress and ranks.rank == 0) if cache else None
-    if device.type == "cuda" and device.index:
-        torch.cuda.set_device(device)  # page-locked memory is made by the current card, which may be the first
-    feed = batches(data, cfg.bs, cfg.seed, run.done, workers, *ranks, views=cfg.views, pin=device.type == "cuda")
+    feed = feed_of(model, data, run.done, workers, ranks)
     step_loss = shared_loss(model, loss, ranks)
     todo = range(run.done, cfg.iters)
     bar = tqdm(todo, "train", cfg.iters, initial=run.done, unit="it", disable=not progress or ranks.rank > 0)
     model.train()
     try:
         for i in bar:
-            batch = to_device(next(feed), device, cfg)
+            batch = to_device(next(feed), model.text_fg.device, cfg)
             if frozen:
                 batch = batch._replace(frozen=frozen(batch))
             losses, output = train_step(model, run.opt, batch, i, step_loss, run.scaler)
