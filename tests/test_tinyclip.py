@@ -32,8 +32,12 @@ def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path/"shipped").iterdir()} == {"weclip-tiny.json", "weclip-tiny.safetensors"}
 
 def test_zero_shot_computes_where_the_model_is():
-    picture = np.zeros((90, 120, 3), np.uint8)
-    assert zero_shot(tiny_clip().to("meta"), [picture]).device.type == "meta"  # which refuses tensors from elsewhere
+    model = tiny_clip().to("meta")
+    seen = []
+    for part in (model.token_embedding, model.visual.conv1):
+        part.register_forward_pre_hook(lambda part, inputs: seen.append(inputs[0].device.type))
+    scores = zero_shot(model, [np.zeros((90, 120, 3), np.uint8)])
+    assert [*seen, scores.device.type] == ["meta"]*3
 
 def test_pictures_are_drawn_once(tmp_path):
     a = pretraining_set(tmp_path, 4, workers=1)
