@@ -373,6 +373,9 @@ def pace(model:WeCLIP,     # its settings are read, its weights not changed
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     model.train()
+    if device.type == "cuda":  # whose first steps load kernels
+        for k in range(len(ready)):
+            step(k)
     computing = seconds_each(step, range(3))
     model.zero_grad(set_to_none=True)
     model.eval()
