@@ -811,6 +811,29 @@ def test_batches_do_not_depend_on_workers_start_or_processes(root):
             assert half.ids == b.ids[rank::2] and torch.equal(half.img, b.img[rank::2])
     assert not all(map(same, take(batches(data, 2, seed=4), 5), whole))
 
+def test_batches_come_in_page_locked_memory(root, monkeypatch):
+    "With and without reading processes; a batch without masks, too."
+    pinned = []
+    def pin_memory(x, *_):
+        pinned.append(tuple(x.shape))
+        return x.clone()
+    card = dict(is_available=lambda: True, current_accelerator=lambda: torch.device("cuda"),
+                current_device_index=lambda: 0, set_device_index=lambda _: None)
+    for name, answer in card.items():
+        monkeypatch.setattr(torch.accelerator, name, answer)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    wrong = []
+    for has_masks in (False, True):
+        data = open_data(root, "train", NAMES, with_masks=has_masks, crop=24)
+        for workers in (0, 1):
+            pinned.clear()
+            got = take(batches(data, 2, seed=3, workers=workers, pin=True), 1)
+            whole = take(batches(data, 2, seed=3), 1)
+            tensors = [(2, 3, 24, 24), *[(2, 24, 24)]*(1 + has_masks)]
+            if pinned[:len(tensors)] != tensors or not torch.equal(got[0].img, whole[0].img):
+                wrong.append((has_masks, workers, pinned))
+    assert not wrong
+
 def test_every_picture_once_an_epoch():
     stream = sum(take(Stream(7, 3, seed=5), 70), [])  # thirty epochs
     indices = [i for i, _ in stream]

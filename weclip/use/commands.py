@@ -36,7 +36,8 @@ from ..engine.train import check_start, run_found, train as train_model
 from ..engine.supervised import loss_for
 from ..engine.infer import DROP, evaluate as evaluate_model, evaluation_hours
 from ..engine.pseudo import preview
-from ..engine.job import check_set, demo as train_on_scenes, forecast, open_training, run_job, table
+from ..engine.job import (
+    check_set, demo as train_on_scenes, enough_workers, forecast, open_training, pace, run_job, table)
 from .app import serve
 from .export import export as write_program
 from .hub import push_to_hub, read_scores, write_folder
@@ -289,7 +290,7 @@ def train(data:str=None,    # folder in VOC2012 layout
           *,
           out:str,          # folder to write
           resume=False,     # continue a stopped run
-          workers=1,        # processes for loading, if more than one
+          workers:int=None, # processes for loading (1; for a graphics card as many as keep up with it)
           device="auto",    # where to compute; auto: a graphics card, if there is one
           **kwargs          # of `open_source`
     )->None:
@@ -307,9 +308,12 @@ def train(data:str=None,    # folder in VOC2012 layout
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
     if source.tags:
         say(f"pictures of each class: {class_counts(source)}")
-    if is_first and not is_finished:
-        say(forecast(model, source, loss))
-    train_model(model, source, out, resume, loss, workers=workers, ranks=ranks, pictures=example_pictures)
+    costs = None if is_finished else pace(model, source, loss, ranks)
+    if workers is None:
+        workers = enough_workers(*costs) if costs and model.text_fg.is_cuda else 1
+    if costs:
+        say(forecast(model, source, loss, workers, costs))
+    train_model(model, source, out, resume, loss, workers, ranks=ranks, pictures=example_pictures)
     if is_finished:
         say(f"{out}: the run is finished ({done} of {iters} iterations); nothing was left to train")
     if is_first:
