@@ -112,7 +112,8 @@ def patch_attn(attn:Tensor,         # (B, heads, 1+L, 1+L)
                out:Tensor|None=None # (B, L, L) to write to
     )->Tensor:                      # (B, L, L)
     "Mean over the heads, without the class token's row and column; rows are not renormalised."
-    return torch.mean(attn[..., 1:, 1:], 1, out=out)
+    seen = attn[..., 1:, 1:].mean(1)
+    return seen if out is None else out.copy_(seen)
 
 @torch.no_grad()
 def block_forward(block:ResidualAttentionBlock, # open_clip's
