@@ -8,7 +8,7 @@ from weclip.method.classes import SCENES, ClassSet
 from weclip.method.batch import pairs
 from weclip.method.clip import FrozenCLIP
 from weclip.method.cam import ROWS, gradcam
-from weclip.method.model import WeCLIP
+from weclip.method.model import WeCLIP, tf32
 from weclip.data.pictures import preprocess, read_mask
 from weclip.data.voc import Batch
 from weclip.world.scenes import write_scenes
@@ -163,12 +163,33 @@ def old_words():
     "The same by PyTorch's older names, which raise where the two disagree."
     return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
 
+def heirs():
+    "What the switches become where the program sets the one above them all."
+    for value in ("tf32", "ieee"):
+        torch.backends.fp32_precision = value
+        yield precision()
+    torch.backends.fp32_precision = "none"
+
 @pytest.fixture
 def high():
     "A program that asks for TF32 itself."
     torch.set_float32_matmul_precision("high")
     yield
     torch.set_float32_matmul_precision("highest")
+
+def test_tf32_leaves_no_switch_set():
+    before = precision(), old_words(), list(heirs())
+    for is_allowed in (False, True):
+        with tf32(is_allowed):
+            assert precision() == (("ieee", "tf32")[is_allowed],)*2
+        assert (precision(), old_words(), list(heirs())) == before
+    for above in ("tf32", "ieee"):
+        torch.backends.fp32_precision = above
+        for is_allowed in (False, True):
+            with tf32(is_allowed):
+                assert precision() == (("ieee", "tf32")[is_allowed],)*2
+        torch.backends.fp32_precision = "none"
+        assert (precision(), old_words(), list(heirs())) == before
 
 def watched(model):
     "The settings that the encoder, the decoder and its backward pass meet, as they run."
@@ -193,8 +214,8 @@ def calls_of(model):
 
 def test_tf32_is_as_set_within_a_step_and_as_before_after_it(high):
     before = precision(), old_words()
-    for tf32, wanted in ((False, "ieee"), (True, "tf32")):
-        model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2, par_iters=1, tf32=tf32)).train()
+    for is_allowed, wanted in ((False, "ieee"), (True, "tf32")):
+        model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2, par_iters=1, tf32=is_allowed)).train()
         seen = watched(model)
         for name, call in calls_of(model).items():
             seen.clear()

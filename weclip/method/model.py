@@ -83,17 +83,21 @@ class Frozen(NamedTuple):
 def tf32(is_allowed:bool # `Config.tf32`
     ):
     "Within: may a GPU round what single precision multiplies to TF32? Afterwards all is as before."
+    cudnn = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
-    switches = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn), matmul
     name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"  # before 2.9
-    wanted = dict(fp32_precision="tf32" if is_allowed else "ieee", allow_tf32=is_allowed)
-    before = [getattr(switch, name) for switch in switches]
-    try:
-        for switch in switches:
-            setattr(switch, name, wanted[name])
+    wanted = dict(fp32_precision="tf32" if is_allowed else "ieee", allow_tf32=is_allowed)[name]
+    inherited = getattr(torch.backends, "fp32_precision", None)
+    before = []
+    try:  # the second and third follow the first, unless they are set themselves
+        for switch in (cudnn, getattr(cudnn, "conv", cudnn), matmul):
+            was = getattr(switch, name)
+            if was == wanted: continue
+            before.append((switch, "none" if switch is cudnn and was == inherited else was))
+            setattr(switch, name, wanted)
         yield
     finally:
-        for switch, was in zip(switches, before):
+        for switch, was in reversed(before):
             setattr(switch, name, was)
 
 def tf32_as_set(function # its first argument is a model
