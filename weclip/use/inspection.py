@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..method.par import upsample_cam
-from ..method.model import WeCLIP
+from ..method.model import WeCLIP, tf32_as_set
 from ..data.pictures import preprocess
 from ..data.voc import SegData
 from ..data.own import read_pictures
@@ -32,6 +32,7 @@ def clip_view(model:WeCLIP,     # its image tower's size is taken
     return F.interpolate(preprocess(image, "clip")[None], size, mode="bilinear", antialias=True)
 
 @torch.no_grad()
+@tf32_as_set
 def similarity(model:WeCLIP, # its CLIP and sentences are used
                views:Tensor  # (B, 3, H, H)
     )->Tensor:               # (B, C-1), on the CPU
