@@ -61,7 +61,7 @@ def examples(model:WeCLIP, # trained
     for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int):
         i = data.ids[k]
         image, mask = data.read(i)
-        out, maps = preview(model, image, data.tags[i], dynamic)
+        out, maps = preview(model, image, data.tags[i], dynamic, ["pseudo"])
         [(_, predicted)] = mask_stream(model, [(i, image)], ("ms",))
         cams = [heat(upsample_cam(c, image.shape[:2]).amax(0), image) for c in (out.cam, out.cam_ref)]  # all tags
         masks = [colour_mask(x, palette) for x in (maps["pseudo"], predicted["ms"], mask)]
