@@ -307,7 +307,7 @@ def read_mask(path,         # palette or 8-bit grey PNG whose values are class i
 NORMS = dict(imagenet=((.485, .456, .406), (.229, .224, .225)),  # (mean, std) of R, G, B in [0, 1]
              clip=((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)))
 
-def sent(x:Tensor,
+def sent(x:Tensor, # any; from the CPU to a GPU by way of page-locked memory
          device    # where it is needed
     )->Tensor:
     "A tensor on a device; the host does not wait until a GPU has fetched it."

@@ -30,8 +30,10 @@ def label_maps(model:WeCLIP,  # whose settings PAR follows
     maps = {}
     for stage in stages:
         has_par = stage in ("initial+PAR", "pseudo")
-        par = (cfg.par_scale, cfg.par_iters, cfg.par_dilations) if has_par else (1, 0, cfg.par_dilations)
-        maps[stage] = pseudo_labels(cams[stage], img, out.img_idx, out.tag_idx, tuple(size), *par, most)
+        scale = cfg.par_scale if has_par else 1
+        iters = cfg.par_iters if has_par else 0
+        maps[stage] = pseudo_labels(cams[stage], img, out.img_idx, out.tag_idx, tuple(size),
+                                    scale, iters, cfg.par_dilations, most)
     return maps
 
 @torch.no_grad()
