@@ -23,7 +23,7 @@ from PIL import Image
 
 from weclip.method.classes import IGNORE_INDEX, VOC, voc_palette
 from weclip.data import pictures
-from weclip.data.pictures import preprocess, read_image, read_mask, save_mask
+from weclip.data.pictures import NORMS, preprocess, read_image, read_mask, save_mask
 from weclip.data.voc import (
     NoObject, Stream, batches, check_files, check_objects, collate, open_data, read_onehot, read_tags)
 
@@ -182,6 +182,21 @@ def test_preprocess():
     x = preprocess(img)
     assert torch.equal(preprocess(torch.tensor(img[1])), x[1])
     assert torch.equal(preprocess(img[0][:, ::-1]), x[0].flip(-1))
+
+def test_every_byte_is_normalised_to_the_last_bit():
+    "As NumPy divides single precision, channels last in memory: what a GPU is to compute, too."
+    every = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+    photo = np.random.default_rng(0).integers(0, 256, (2, 375, 500, 3), dtype=np.uint8)
+    wrong = []
+    for norm, rows in NORMS.items():
+        mean, std = np.array(rows, np.float32)
+        for img in (every[None], photo, photo[:, :7, ::2]):
+            x = preprocess(img, norm, "cpu")
+            expected = (img.astype(np.float32)/np.float32(255) - mean)/std
+            as_read = x.movedim(-3, -1)
+            if not np.array_equal(as_read.numpy(), expected) or not as_read.is_contiguous():
+                wrong.append((norm, img.shape))
+    assert not wrong
 
 # ---- more bits than eight
 

@@ -63,7 +63,7 @@ def examples(model:WeCLIP, # trained
     for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int):
         i = data.ids[k]
         image, mask = data.read(i)
-        out, maps = preview(model, image, data.tags[i], dynamic)
+        out, maps = preview(model, image, data.tags[i], dynamic, ["pseudo"])
         [(_, predicted)] = mask_stream(model, [(i, image)], ("ms",))
         cams = [heat(upsample_cam(c, image.shape[:2]).amax(0), image) for c in (out.cam, out.cam_ref)]  # all tags
         masks = [colour_mask(x, palette) for x in (maps["pseudo"], predicted["ms"], mask)]
@@ -124,16 +124,17 @@ def _open(model:WeCLIP, root, split, limit:int=0, tags_from=None, with_masks=Tru
     data = open_data(root, split, c.classes, tags_from, with_masks=with_masks, norm=model.cfg.norm, palette=c.palette())
     return first(data, limit)
 
-def score(model:WeCLIP, # trained
-          root,         # VOC2012 folder
-          split,        # name of a list of pictures with masks
-          modes,        # of `MODES`, of `STAGES`
-          out=None,     # folder for the predicted masks; None: not written
-          workers=0,    # processes for DenseCRF; 0: none
-          limit=0,      # pictures at most; 0: all
-          cache=None,   # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
-          settings=None # of the evaluation that differ from the model's; masks are not written then
-    )->dict:            # mode -> scores, as `metrics.scores`
+def score(model:WeCLIP,  # trained
+          root,          # VOC2012 folder
+          split,         # name of a list of pictures with masks
+          modes,         # of `MODES`, of `STAGES`
+          out=None,      # folder for the predicted masks; None: not written
+          workers=0,     # processes for DenseCRF; 0: none
+          limit=0,       # pictures at most; 0: all
+          cache=None,    # folder for pictures' tokens, which runs share; None: encode; not used under other settings
+          settings=None, # of the evaluation that differ from the model's; masks are not written then
+          batch=1        # pictures looked at together by a prediction, as in `mask_stream`
+    )->dict:             # mode -> scores, as `metrics.scores`
     "Scores of a split from one pass of its predictions."
     found = {}
     stages = [m for m in modes if m in STAGES]
@@ -145,7 +146,8 @@ def score(model:WeCLIP, # trained
         data = _open(model, root, split, limit)
         cached = KeptTokens(cache, model) if cache and not settings else model
         with evaluated_with(model, settings or {}):
-            found |= evaluate(cached, data, workers=workers, out=None if settings else out, modes=tuple(predicted))
+            how = dict(workers=workers, modes=tuple(predicted), batch=batch)
+            found |= evaluate(cached, data, out=None if settings else out, **how)
     return {m: found[m] for m in modes}
 
 # %% ../../nbs/4_engine/07_job.ipynb #67c2d0f3

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONG', 'OF_ONE_FILE', 'find_pictures', 'from_stdin', 'refuse_overwriting', 'too_long', 'setting', 'settings_of',
-           'config_of', 'open_model', 'new_model', 'check_source', 'open_source', 'modes', 'demo', 'train', 'evaluate',
-           'predict', 'pseudo', 'app', 'inspect', 'build_and_count', 'data_voc', 'data_coco', 'data_pack', 'scenes',
-           'tinyclip', 'classifier', 'results_of', 'hub', 'export']
+           'config_of', 'open_model', 'new_model', 'check_source', 'open_source', 'modes', 'batch_for', 'demo', 'train',
+           'evaluate', 'predict', 'pseudo', 'app', 'inspect', 'build_and_count', 'data_voc', 'data_coco', 'data_pack',
+           'scenes', 'tinyclip', 'classifier', 'results_of', 'hub', 'export']
 
 # %% ../../nbs/5_use/06_commands.ipynb #e4052c62
 from ast import literal_eval
@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
 import errno, json, os, sys
+import torch
 from fastcore.meta import delegates
 from tqdm import tqdm
 from ..machine import in_words, write_json
@@ -253,6 +254,13 @@ def modes(no_crf:bool # leave DenseCRF out?
     "The predictions to score: all, or all but DenseCRF."
     return MODES[:2] if no_crf else MODES
 
+def batch_for(model:WeCLIP, # on its device
+              batch:int     # pictures looked at together; 0: what suits the device
+    )->int:
+    "Forwards are shared where that fills the device."
+    on_processor = next(model.parameters()).device.type == "cpu"
+    return batch or (1 if on_processor else 8)
+
 @delegates(settings_of)
 def demo(*,
          out="runs/demo",         # folder to write
@@ -331,6 +339,7 @@ def evaluate(data:str,        # folder in VOC2012 layout
              workers=1,       # processes for DenseCRF, and for loading if more than one
              no_crf=False,    # leave DenseCRF out
              drop=0.,         # labels that nowhere reach this share of the strongest are dropped; 0: the paper's CRF
+             batch=0,         # pictures looked at together; 0: 8 on a GPU, 1 on a processor
              **kwargs         # of `open_model`
     )->None:
     "Score a trained model on a split with masks: one scale, scales + flip, DenseCRF."
@@ -338,17 +347,17 @@ def evaluate(data:str,        # folder in VOC2012 layout
     about = dict(norm=model.cfg.norm, palette=model.classes.palette())
     source = open_data(data, val_split, model.classes.classes, None, with_masks=True, **about)
     check_set(source)
-    wanted = modes(no_crf)
+    how = dict(modes=modes(no_crf), workers=workers, batch=batch_for(model, batch))
     if len(source) >= LONG:
-        hours = evaluation_hours(model, source, wanted, workers)
+        hours = evaluation_hours(model, source, **how)
         print(f"{len(source):,} pictures: about {hours:.1f} hours", flush=True)
-    scores = evaluate_model(model, source, workers=workers, out=out and Path(out)/"masks", modes=wanted, drop=drop)
+    scores = evaluate_model(model, source, out=out and Path(out)/"masks", drop=drop, **how)
     if out:
         records = [dict(split=val_split, mode=mode, settings={}, **found) for mode, found in scores.items()]
         facts = dict(val_split=val_split, n_val=len(source), drop=drop, scores=records)
         write_json(Path(out)/"scores.json", facts)  # before anything is printed
     print(table({mode: score["miou"] for mode, score in scores.items()}))
-    print(format_scores(scores[wanted[-1]]))
+    print(format_scores(scores[how["modes"][-1]]))
 
 # %% ../../nbs/5_use/06_commands.ipynb #b5269cc7
 OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # what hinders one mask hinders no other
@@ -382,9 +391,8 @@ def predict(pictures:list,    # pictures, folders with their sub-folders, or - f
         del found[file]
     n_lost = len(failed)  # before any picture was read
     model = open_model(**kwargs)
-    on_processor = next(model.parameters()).device.type == "cpu"
-    batch = batch or (1 if on_processor else 8)  # forwards are shared where that fills the device
-    masks = predict_many(read_ahead(found, failed), model, crf=not no_crf, drop=drop, workers=workers, batch=batch)
+    how = dict(crf=not no_crf, drop=drop, workers=workers, batch=batch_for(model, batch))
+    masks = predict_many(read_ahead(found, failed), model, **how)
     with writer(out, model.classes.names, format, confidence) as write:
         for file, seg in tqdm(masks, total=len(found), desc="predict"):
             try:
@@ -408,11 +416,13 @@ def pseudo(data:str=None,       # folder in VOC2012 layout
     model, source = open_source(data, checkpoint=checkpoint, **kwargs)
     palette = model.classes.palette()
     failed = too_long({source.images[i]: f"{i}.png" for i in source.ids})
+    wanted = STAGES if stages else ("pseudo",)
     for i in tqdm([i for i in source.ids if source.images[i] not in failed], desc="pseudo labels"):
-        maps = preview(model, source.read(i)[0], source.tags[i], dynamic=checkpoint is not None)[1]
-        for stage in STAGES if stages else ("pseudo",):
+        _, maps = preview(model, source.read(i)[0], source.tags[i], checkpoint is not None, wanted)
+        ids = torch.stack([*maps.values()]).byte().cpu().numpy()  # of all stages in one transfer
+        for stage, mask in zip(wanted, ids):
             folder = Path(out)/stage if stages else Path(out)
-            save_mask(folder/f"{i}.png", maps[stage].byte().cpu().numpy(), palette)
+            save_mask(folder/f"{i}.png", mask, palette)
     print(f"{len(source) - len(failed)} label maps written to {out}")
     return _skipped(failed.values())
 
