@@ -24,7 +24,8 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException, FakeTensor, FakeTensorMode, unset_fake_temporarily)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -371,3 +372,82 @@ def fake_cuda():
             stack.enter_context(patch)
         stack.enter_context(log)
         yield log
+
+# ---- does the log see what it is for?
+
+class WaitsBackwards(torch.autograd.Function):
+    "The identity, whose backward pass asks for a number."
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        slope.sum().item()
+        return slope
+
+def backward_pass(x): WaitsBackwards.apply(x.requires_grad_()).sum().backward()
+
+def captured(f):
+    "Replayed twice from a CUDA graph."
+    def call(x):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            f(x)
+        graph.replay()
+        graph.replay()
+    return call
+
+def sent(x, non_blocking=True, pin=True):
+    there = torch.ones(2, pin_memory=pin)
+    return there.view(1, 2).to(x.device, non_blocking=non_blocking)
+
+def received(x):
+    here = x.to("cpu", non_blocking=True)
+    torch.cuda.current_stream().synchronize()
+    return here
+
+PROBES = {  # what is done with x, two numbers on the device: its launches, the kinds of its waits
+    "three operations": (lambda x: ((x + 1)*2).view(1, 2).sum(), 3, []),
+    "lists of tensors": (lambda x: torch._foreach_add_([x, x], 1), 1, []),
+    "page-locked memory": (lambda x: sent(x), 1, []),
+    "page-locked memory, waited for": (lambda x: sent(x, non_blocking=False), 1, ["to device"]),
+    "pageable memory": (lambda x: sent(x, pin=False), 1, ["to device"]),
+    "a list": (lambda x: torch.tensor([1, 2], device=x.device), 1, ["to device"]),
+    "to the host": (lambda x: x.cpu(), 0, ["to host"]),
+    "to the host, waited for later": (received, 0, ["item"]),
+    "a number": (lambda x: x.sum().item(), 1, ["item"]),
+    "a condition": (lambda x: bool((x > 0).all()), 2, ["item"]),
+    "numbers": (lambda x: x.tolist(), 0, ["item"]),
+    "equal": (lambda x: x.equal(x), 0, ["item"]),
+    "places": (lambda x: x.nonzero(), 0, ["shape"]),
+    "a mask": (lambda x: x[x > 0], 1, ["shape"]),
+    "a mask that is filled": (lambda x: x.masked_fill_(x > 0, 1), 2, []),
+    "an index on the host": (lambda x: x[torch.tensor([0])], 1, ["to device"]),
+    "a choice": (lambda x: torch.where(x > 0, x, 1.), 3, []),
+    "a wait in a backward pass": (backward_pass, 5, ["item"]),
+    "a graph": (captured(lambda x: (x + 1)*2), 2, ["item"]),
+    "mixed devices": (lambda x: x + torch.ones(2), 0, "FakeTensorDeviceMismatchError"),
+    "an array": (lambda x: x.numpy(), 0, "TypeError"),
+    "a wait in a graph": (captured(lambda x: x.sum().item()), 0, "RuntimeError")}
+
+def probed(log, f):
+    "Launches, and the kinds of waits or the error."
+    x = torch.ones(2).to("cuda")
+    log.clear()
+    try:
+        f(x)
+    except DynamicOutputShapeException:
+        pass  # of a shape that depends on numbers
+    except Exception as e:
+        return [log.lines.total(), type(e).__name__]
+    return [log.lines.total(), [kind for kind, _, _ in log.waits]]
+
+def unseen(log):
+    "What the log gets wrong."
+    wrong = []
+    for name, (f, *expected) in PROBES.items():
+        found = probed(log, f)
+        if found != expected:
+            wrong.append(f"{name}: expected {expected}, got {found}")
+    log.capturing = False
+    return wrong

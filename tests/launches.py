@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from fake_device import LAPS, Enough, fake_cuda, missing, preloaded, run
+from fake_device import LAPS, Enough, fake_cuda, missing, preloaded, run, unseen
 from PIL import Image
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -173,10 +173,10 @@ def counted(log, name):
         mixed=[f"{n:5d} {line} {what}" for (what, line), n in mixed.items()])
 
 def count(words=()):
-    "Rows of the cases with one of some words in their names; without words, of all."
+    "What the log misses, and rows of the cases with one of some words in their names; without words, of all."
     names = [name for name in CASES if not words or any(word in name for word in words)]
     with fake_cuda() as log:
-        return [counted(log, name) for name in names]
+        return unseen(log), [counted(log, name) for name in names]
 
 def show(row):
     stages = ", ".join(f"{stage} {n}" for stage, n in row["stages"].items() if n)
@@ -194,10 +194,12 @@ def table(rows):
 
 def main(words):
     "In the process with the library."
-    rows = count([word for word in words if not word.startswith("--")])
+    missed, rows = count([word for word in words if not word.startswith("--")])
     if "--json" in words:
-        print(json.dumps(rows))
+        print(json.dumps(dict(missed=missed, rows=rows, table=table(rows))))
         return
+    if missed:
+        print("The log is wrong about:", *missed, sep="\n   ")
     for row in rows:
         show(row)
         if words:
