@@ -200,7 +200,8 @@ def table(rows):
 def write(rows):
     "The table, a row a line."
     failed = [row["case"] for row in rows if "error" in row]
-    if failed: sys.exit(f"not written, because these fail: {', '.join(failed)}")
+    if failed:
+        sys.exit(f"not written, because these fail: {', '.join(failed)}")
     stored = table(rows)
     lines = ",\n".join(map(json.dumps, stored["rows"]))
     TABLE.write_text(f'{{"torch": "{stored["torch"]}", "rows": [\n{lines}]}}\n')
