@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -98,7 +99,6 @@ STAGES = {  # file -> stage of a training step
 OPTIMISERS = f"{TORCH}/optim/"
 # sizes of results that depend on numbers
 SHAPES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc"}
-# no kernel: only memory, or another look at it
 MEMORY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
 MAY_MIX = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_", "where"}
 
@@ -109,9 +109,15 @@ def frames():
         yield frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
 
-def is_view(op):
+@cache
+def name_of(op): return str(op).removeprefix("aten.").split(".")[0]
+
+@cache
+def is_kernel(op):
+    "Does it compute? Else it gives memory, or another look at it."
     returns = op._schema.returns
-    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    is_view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return not is_view and name_of(op) not in MEMORY
 
 def is_tensor(x): return isinstance(x, Tensor)
 
@@ -177,7 +183,7 @@ class Log(TorchDispatchMode):
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if op.namespace == "prim": return op(*args, **kwargs)  # where does a tensor lie?
-        name = str(op).removeprefix("aten.").split(".")[0]
+        name = name_of(op)
         given = list(filter(is_tensor, tree_leaves((args, kwargs))))
         self.look_at_inputs(op, name, args, given)
         if name == "_local_scalar_dense" and isinstance(given[0], FakeTensor): return self.answer(given[0])
@@ -193,11 +199,10 @@ class Log(TorchDispatchMode):
             self.pin(out)
         if name in ("copy_", "_to_copy"):
             self.look_at_copy(name, args, kwargs, out)
-        filled = list(filter(is_tensor, tree_leaves(out)))
-        if op._schema.is_mutable:
-            filled += given  # lists of tensors are filled in place
-        if name not in MEMORY and not is_view(op) and any(t.is_cuda for t in filled):
-            self.launch()
+        if is_kernel(op):
+            filled = filter(is_tensor, tree_leaves(out)) if op._schema.returns else given  # or lists, in place
+            if any(t.is_cuda for t in filled):
+                self.launch()
         return out
 
     def answer(self, tensor):

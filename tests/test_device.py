@@ -12,6 +12,10 @@ TABLE = Path(__file__).resolve().parents[1]/"nbs"/"7_speed"/"launches.json"
 LAUNCHES = 1200  # a step
 WRITE = "python tests/launches.py --write"
 
+def stored(): return json.loads(TABLE.read_text())
+
+def is_other_pytorch(): return stored()["torch"] != torch.__version__.split("+")[0]
+
 @cache
 def counted():
     "What a process on the fake device says."
@@ -19,8 +23,11 @@ def counted():
     if reason:
         pytest.skip(reason)
     done = run(TABLE.parents[2]/"tests"/"launches.py", "--json", capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout) if done.returncode == 0 else None
+    if is_other_pytorch() and (found is None or found["missed"]):
+        pytest.skip(f"the fake device is made for PyTorch {stored()['torch']}, and fails with {torch.__version__}")
+    assert found, done.stderr
+    return found
 
 def offenders(what, is_one):
     "Cases that are over a limit, with where."
@@ -42,8 +49,7 @@ def test_a_step_has_few_launches():
     assert not offenders("lines", lambda row: row["launches"] > LAUNCHES and "tiny" not in row["case"])
 
 def test_the_stored_table_is_what_is_counted():
-    stored = json.loads(TABLE.read_text())
-    counted_now = counted()["table"]
-    if stored["torch"] != counted_now["torch"]:
-        pytest.skip(f"launches.json was counted with PyTorch {stored['torch']}, here is {torch.__version__}")
-    assert stored == counted_now, f"write it again: {WRITE}"
+    now = counted()["table"]
+    if is_other_pytorch():
+        pytest.skip(f"launches.json was counted with PyTorch {stored()['torch']}, here is {torch.__version__}")
+    assert stored() == now, f"write it again: {WRITE}"
