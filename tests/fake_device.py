@@ -75,7 +75,9 @@ def run(script, *args, **how):
     "A script in a process with the library in front; `how` as in `subprocess.run`."
     with TemporaryDirectory() as folder:
         settings = dict(LD_PRELOAD=str(compiled(folder)), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-        return subprocess.run([sys.executable, script, *args], env=os.environ | settings, **how)
+        env = os.environ | settings
+        env.pop("COVERAGE_PROCESS_START", None)  # it would take twice as long
+        return subprocess.run([sys.executable, script, *args], env=env, **how)
 
 def preloaded():
     "The stub's number of devices; None in a process without the library."

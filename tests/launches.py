@@ -150,7 +150,6 @@ CASES = {  # name -> function of the log
     "static step, fp16": trained(switch=STATIC, amp="fp16"),
     "dynamic step, fp16": trained(amp="fp16"),
     "step of a resumed run": trained(resumed=True),
-    "step of a resumed run, fp16": trained(resumed=True, amp="fp16"),
     "step from kept features": trained(kept=True, views=1),
     "supervised step": trained(loss=supervised_loss),
     "prediction, six views": prediction,
