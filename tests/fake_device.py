@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException, FakeTensor, FakeTensorMode, unset_fake_temporarily)
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -309,6 +310,20 @@ def saver(save):
             save(tree_map(real, state), file)
     return call
 
+def fused(plain):
+    "`scaled_dot_product_attention` as a card has it, in one kernel; fake tensors would go through its parts."
+    def call(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+        inputs = query, key, value
+        if not query.is_cuda: return plain(*inputs, attn_mask, dropout_p, is_causal, scale=scale)
+        if torch.is_autocast_enabled("cuda"):
+            inputs = [x.to(torch.get_autocast_dtype("cuda")) for x in inputs]
+            attn_mask = None if attn_mask is None else attn_mask.to(inputs[0].dtype)
+        keeps_sums = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        bias = None if attn_mask is None else attn_mask.expand(*query.shape[:-1], key.shape[-2])
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        return kernel(*inputs, bias, keeps_sums, dropout_p, is_causal, scale=scale)[0]
+    return call
+
 def engine(log):
     "Autograd's engine, which hears of devices while it runs."
     devices = preloaded()
@@ -356,6 +371,7 @@ def elsewhere(log):
         f"{fakes}.init_gpu_context": lambda *a: None,
         "torch.nn.Module.to": moved,
         "torch.save": saver(torch.save),
+        "torch.nn.functional.scaled_dot_product_attention": fused(F.scaled_dot_product_attention),
         "torch.autograd._engine_run_backward": engine(log),
         "torch.autograd.graph._engine_run_backward": engine(log),
         "torch.accelerator.is_available": lambda: True,
@@ -432,6 +448,7 @@ PROBES = {  # what is done with x, two numbers on the device: its launches, the 
     "an index on the host": (lambda x: x[torch.tensor([0])], 1, ["to device"]),
     "a choice": (lambda x: torch.where(x > 0, x, 1.), 3, []),
     "a wait in a backward pass": (backward_pass, 5, ["item"]),
+    "attention": (lambda x: F.scaled_dot_product_attention(*[x.view(1, 1, 1, 2)]*3), 1, []),
     "a graph": (captured(lambda x: (x + 1)*2), 2, ["item"]),
     "mixed devices": (lambda x: x + torch.ones(2), 0, "FakeTensorDeviceMismatchError"),
     "an array": (lambda x: x.numpy(), 0, "TypeError"),

@@ -30,8 +30,8 @@ def counted():
     return found
 
 def offenders(what, is_one):
-    "Cases that are over a limit, with where."
-    return {row["case"]: row[what] for row in counted()["rows"] if is_one(row)}
+    "Cases that are over a limit, with the first places."
+    return {row["case"]: row[what][:5] for row in counted()["rows"] if is_one(row)}
 
 def waits_allowed(row): return 2 if "fp16" in row["case"] else 1
 
