@@ -416,7 +416,8 @@ def allow_tf32(is_on:bool # for convolutions and products of matrices
     convolutions = torch.backends.cudnn
     products = torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = is_on
+    convolutions.allow_tf32 = is_on
+    products.allow_tf32 = is_on
     try:
         yield
     finally:
