@@ -520,21 +520,27 @@ def _parts(device, size, data, quick, how): # yields parts of the result of `ben
         runs = []
         for run in trainings(model, size, 15 if quick else ITERS, 0 if quick else min(8, os.cpu_count())):
             runs.append(run)
-            yield dict(trainings=runs, rows=_training_rows(runs) if is_cuda else {})
+            yield dict(trainings=runs, rows=_training_targets(runs) if is_cuda else {})
         card = card_numbers(model, batch, image, **how)
-        yield dict(card=card, rows=_prediction_row(card) if is_cuda else {})
+        yield dict(card=card, rows=_prediction_targets(card) if is_cuda else {})
     model.train()
-    picture_size = (128, 160) if quick else (375, 500)
     fs = {**stages(model, batch), **encoders(model, batch), **prediction(model, image)}
-    plain = plain_stages(model, batch)
-    load = loading(data, picture_size, how["repeats"])
-    crf = crf_cost(_masked(data, 2 if quick else 10, picture_size), how["repeats"])
-    table = _stage_rows(fs, plain, how)
-    rows = _target_rows({row["stage"]: row for row in table}, crf, load, len(batch.img))
-    if crf.fewer:
-        table.append(dict(dict.fromkeys(table[0]), stage="DenseCRF", seconds=crf.fewer, plain_seconds=crf.whole))
-    yield dict(stages=table, rows=rows)
+    table = _stage_rows(fs, plain_stages(model, batch), how)
+    yield dict(stages=table, rows=_stage_targets({row["stage"]: row for row in table}))
     yield dict(sizes=sweep(model, ((32, 2), (48, 2), (32, 1)) if quick else CASES, device, **how))
+    yield from _processor_parts(data, quick, table, how["repeats"])
+
+def _processor_parts(data, quick, table, repeats): # yields parts of the result of `bench`
+    "What runs on processors alone."
+    size = (128, 160) if quick else (375, 500)
+    crf = crf_cost(_masked(data, 2 if quick else 10, size), repeats)
+    if crf.fewer:
+        row = dict(dict.fromkeys(table[0]), stage="DenseCRF", seconds=crf.fewer, plain_seconds=crf.whole)
+        yield dict(stages=[*table, row], rows=_crf_targets(crf))
+    seconds = next(row["seconds"] for row in table if row["stage"] == "iteration")
+    few, many = loading(data, size, repeats)
+    rows = {"loader of 2 workers / what a step takes": few*seconds/len(TAGS), "loader of 16 workers": many}
+    yield dict(rows=rows)
 
 def _masked(data, n, size)->list: # of (picture, mask), uint8
     if data is None: return [drawn(i, size) for i in range(n)]
@@ -557,18 +563,21 @@ def _stage_rows(fs, plain, how)->list:
             plain_mib=plain_mib.get(stage)))
     return rows
 
-def _target_rows(table, crf, load, bs)->dict: # name -> value, in the order of `TARGETS`
-    names = [name for name in TARGETS if "accelerator" not in name]
+def _stage_targets(table)->dict: # name -> value
     iteration = table["iteration"]
-    values = [
-        *(table[stage]["ratio"] for stage in ("iteration", "PAR", "GradCAM")),
-        table["encoder, static maps"]["seconds"]/table["encoder, open_clip"]["seconds"],
-        table["prediction"]["ratio"], iteration["mib"]/iteration["plain_mib"],
-        crf.whole, crf.fewer, crf.fewer and crf.fewer/crf.two, crf.same,
-        load[0]*iteration["seconds"]/bs, load[1]]
-    return dict(zip(names, values, strict=True))
+    ratios = {f"{stage} / encoder": table[stage]["ratio"] for stage in ("iteration", "PAR", "GradCAM")}
+    maps, theirs = (table[f"encoder, {whose}"]["seconds"] for whose in ("static maps", "open_clip"))
+    return ratios | {
+        "encoder with 7 maps / open_clip's encoder": maps/theirs,
+        "prediction / its encoder forwards": table["prediction"]["ratio"],
+        "memory of an iteration / of its plain form": iteration["mib"]/iteration["plain_mib"]}
 
-def _training_rows(runs)->dict: # name -> value
+def _crf_targets(crf)->dict: # name -> value
+    return {
+        "DenseCRF, 21 classes, 375x500, one core": crf.whole, "DenseCRF with --drop 0.5": crf.fewer,
+        "DenseCRF, one process / two": crf.fewer/crf.two, "labels of DenseCRF with --drop 0.5 as with all": crf.same}
+
+def _training_targets(runs)->dict: # name -> value
     "Of the fastest form that computes in float32."
     timed = [run for run in runs if run["name"].startswith("float32") and "per_second" in run]
     if not timed: return {}
@@ -578,7 +587,7 @@ def _training_rows(runs)->dict: # name -> value
         "busy, accelerator": best["busy"], "waits in a step, accelerator": best["waits"],
         "30,000 iterations, accelerator": _hours(best)}
 
-def _prediction_row(card)->dict:
+def _prediction_targets(card)->dict:
     return {"predictions per second, accelerator": max(card["predictions"].values())}
 
 def _hours(run)->float: # that 30,000 iterations take
