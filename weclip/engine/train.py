@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.config import Config, from_dict, to_dict
 from ..method.losses import local_count
-from ..method.model import WeCLIP
+from ..method.model import WeCLIP, tf32_as_set
 from ..data.voc import Batch, SegData, batches, check_objects
 from .weights import describe, load_decoder
 from .cache import FrozenCache
@@ -52,6 +52,7 @@ def weak_loss(model:WeCLIP, # in training mode
     out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen)
     return model.loss(out, whole), out
 
+@tf32_as_set
 def train_step(model:WeCLIP,  # in training mode, changed in place
                opt,           # of `optimiser`
                batch,         # `Batch` on the model's device
