@@ -6,11 +6,11 @@
 __all__ = ['TAGS', 'TINY', 'QUICK', 'FEW', 'CASES', 'ITERS', 'FORMS', 'TARGETS', 'AUTHORS', 'training_batch', 'inputs',
            'kept_inputs', 'stages', 'plain_stages', 'encoders', 'prediction', 'drawn', 'noisy_probabilities', 'CrfCost',
            'crf_cost', 'rounds', 'measure', 'pictures', 'images_per_second', 'loading', 'sweep', 'Meter',
-           'cost_of_training', 'trainings', 'allow_tf32', 'tf32_changes', 'card_numbers', 'bench', 'met', 'amount',
-           'target_table', 'stage_table', 'training_table', 'card_text', 'conditions', 'report']
+           'cost_of_training', 'trainings', 'tf32_changes', 'card_numbers', 'bench', 'met', 'amount', 'target_table',
+           'stage_table', 'training_table', 'card_text', 'conditions', 'report']
 
 # %% ../../nbs/7_speed/01_bench.ipynb #58e6b26a
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..method.cam import gradcam, plain_cam
 from ..method.rfm import affinity_map
 from ..method.par import affinity, diffuse, plain_labels, plain_par, pseudo_labels
 from ..method.losses import plain_losses
-from ..method.model import WeCLIP, plain_loss
+from ..method.model import WeCLIP, plain_loss, tf32
 from ..data.voc import Batch, SegData, batches, open_data
 from ..world.scenes import draw_scene
 from ..engine.train import optimiser, to_device, train, train_step
@@ -409,30 +409,16 @@ def trainings(model:WeCLIP,    # of `inputs`; it is left as it is
             yield dict(name=name, **row)
 
 # %% ../../nbs/7_speed/01_bench.ipynb #b50bd8c1
-@contextmanager
-def allow_tf32(is_on:bool # for convolutions and products of matrices
-    ):                    # yields nothing
-    "Let a GPU round the factors of products to TF32, or not, inside the block."
-    convolutions = torch.backends.cudnn
-    products = torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = is_on
-    products.allow_tf32 = is_on
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
-
 @torch.no_grad()
 def tf32_changes(model:WeCLIP, # of `inputs`
                  batch:Batch   # of `inputs`
     )->dict:                   # largest differences of tokens, CAMs and logits; labels that differ, and of how many
     "What a forward with TF32 gives otherwise than one without."
-    outs = []
-    for is_on in (False, True):
-        with allow_tf32(is_on):
-            outs.append(model.eval()(batch.img, batch.tags))
-    exact, fast = outs
+    cfg = model.cfg
+    exact = model.eval()(batch.img, batch.tags)
+    model.cfg = replace(cfg, tf32=True)
+    fast = model(batch.img, batch.tags)
+    model.cfg = cfg
     def most(a, b): return (a - b).abs().max().item()
     return dict(
         tokens=max(map(most, fast.tokens, exact.tokens)), cam=most(fast.cam, exact.cam),
@@ -499,7 +485,8 @@ def bench(device="cpu",     # where to compute
         repeats=repeats, size=size, encoder="tiny" if quick else "ViT-B/16", pictures="VOC" if data else "drawn",
         versions=_versions(kind))
     result = dict(setup=setup, rows=dict.fromkeys(TARGETS), trainings=[], stages=[], sizes=[])
-    with torch.cuda.device(device) if kind == "cuda" else nullcontext():  # the timers wait for the device in use
+    in_use = torch.cuda.device(device) if kind == "cuda" else nullcontext()  # the timers wait for the device in use
+    with in_use, tf32(False):
         for part in _parts(device, size, data, quick, dict(threads=threads, repeats=repeats)):
             rows = result["rows"] | part.pop("rows", {})
             result |= dict(part, rows=rows)
@@ -673,12 +660,12 @@ def card_text(result:dict # of `bench`
     )->str:               # a paragraph; empty without an accelerator
     "Predictions, the two forms of PAR, and what TF32 changes."
     if "card" not in result: return ""
-    predictions, par, tf32 = (result["card"][key] for key in ("predictions", "par", "tf32"))
+    predictions, par, rounded = (result["card"][key] for key in ("predictions", "par", "tf32"))
     return (f"Predictions of 375x500, all scales and the mirror image: {predictions['alone']:.1f} in a second, "
             f"eight together {predictions['eight together']:.1f}. "
             f"PAR, a batch: {1000*par['plain']:.2f} ms in its plain form, {1000*par['fast']:.2f} ms in the other. "
-            f"TF32 moves tokens by up to {tf32['tokens']:.1e}, CAMs by {tf32['cam']:.1e}, "
-            f"logits by {tf32['logits']:.1e}, and {tf32['labels']} of {tf32['of']} labels.")
+            f"TF32 moves tokens by up to {rounded['tokens']:.1e}, CAMs by {rounded['cam']:.1e}, "
+            f"logits by {rounded['logits']:.1e}, and {rounded['labels']} of {rounded['of']} labels.")
 
 def conditions(result:dict # of `bench`
     )->str:                # one line
