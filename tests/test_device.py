@@ -10,6 +10,7 @@ from fake_device import missing, run
 
 TABLE = Path(__file__).resolve().parents[1]/"nbs"/"7_speed"/"launches.json"
 LAUNCHES = 1200  # a step
+IN_HALF = 1400   # in mixed precision: autocast casts every weight and most inputs, each by an operation of its own
 WRITE = "python tests/launches.py --write"
 
 def stored(): return json.loads(TABLE.read_text())
@@ -35,6 +36,12 @@ def offenders(what, is_one):
 
 def waits_allowed(row): return 2 if "fp16" in row["case"] else 1
 
+def launches_allowed(row): return IN_HALF if "16" in row["case"] else LAUNCHES
+
+def is_tiny(row):
+    "The tiny CLIP's own training: its optimiser, Muon, takes one matrix after the other, open_clip's text tower waits."
+    return "tiny" in row["case"]
+
 def test_the_log_sees_launches_waits_and_mixed_devices(): assert not counted()["missed"]
 
 def test_every_case_runs(): assert not offenders("error", lambda row: "error" in row)
@@ -42,11 +49,10 @@ def test_every_case_runs(): assert not offenders("error", lambda row: "error" in
 def test_no_operation_mixes_devices(): assert not offenders("mixed", lambda row: row["mixed"])
 
 def test_the_host_waits_at_most_once_a_step_and_twice_in_half_precision():
-    assert not offenders("waits_at", lambda row: row["waits"] > waits_allowed(row))
+    assert not offenders("waits_at", lambda row: row["waits"] > waits_allowed(row) and not is_tiny(row))
 
 def test_a_step_has_few_launches():
-    "The tiny CLIP's apart: its optimiser, Muon, takes one matrix after the other."
-    assert not offenders("lines", lambda row: row["launches"] > LAUNCHES and "tiny" not in row["case"])
+    assert not offenders("lines", lambda row: row["launches"] > launches_allowed(row) and not is_tiny(row))
 
 def test_the_stored_table_is_what_is_counted():
     now = counted()["table"]
