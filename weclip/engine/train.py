@@ -265,7 +265,7 @@ def to_device(batch,          # `Batch`
     return batch._replace(**{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
 
 def feed_of(model:WeCLIP,     # its settings and device are read
-            data:SegData,     # as in `train`
+            data,             # as in `train`, or its crops as kept
             start:int=0,      # iterations done
             workers:int=0,    # loading processes
             ranks:Ranks=ALONE # processes that train together
