@@ -3,13 +3,17 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import weclip.speed.bench as page
@@ -128,9 +132,10 @@ def test_rows(measured):
 def test_report(measured):
     path, result, told = measured
     assert told == report(result)
-    targets, stage_table, setup = told.split("\n\n")
+    targets, trainings, card, stage_table, setup = told.split("\n\n")
     assert targets.startswith("|  | measured |")
-    assert targets.count("\n") == len(TARGETS) + 1 and targets.count("not measured") == 3
+    assert targets.count("\n") == len(TARGETS) + 1 and targets.count("not measured") == 6
+    assert trainings.count("\n") == len(page.FORMS) + 1 and "0 of 9216 labels" in card
     assert stage_table.count("\n") == len(NAMES + OTHERS) + 1
     assert all(line.count("|") == 9 for line in stage_table.splitlines())
     missing = [x for x in ("threads: 1;", "48x48", "--device cuda", f"torch {torch.__version__}") if x not in setup]
@@ -156,6 +161,11 @@ def test_pages_tell_what_was_measured():
     rows = {name.strip(): (ours.strip(), theirs.strip()) for name, ours, _, _, theirs in table}
     names = "iteration / encoder", "PAR / encoder", "GradCAM / encoder", "prediction / its encoder forwards"
     assert not [name for name in names if rows[name][0] not in readme or f"({rows[name][1]}" not in readme]
+    if "cuda" not in known:
+        assert "a GPU has not been measured" in readme
+    else:
+        fast = known["cuda"]["rows"]["iterations per second, accelerator"]
+        assert f"{fast:.1f} iterations in a second" in readme and known["cuda"]["setup"]["device"] in readme
 
 def test_memory_is_a_count():
     "The same twice, and close to what the allocator hands out."
@@ -172,6 +182,104 @@ def test_memory_is_a_count():
     events = sorted((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]")
     most = max(accumulate(n for _, n in events))
     assert .9 < peak_bytes(f)/most < 1.1
+
+# --- a GPU, without one -----------------------------------------------------------------------------------------
+
+class Card:
+    "What `bench` asks of a GPU, answered without one."
+    def __init__(self, monkeypatch):
+        self.asked = []
+        self.current = None
+        self.mode = "default"
+        for name, answer in dict(synchronize=None, reset_peak_memory_stats=None, get_device_name="abacus",
+                                 max_memory_allocated=2**30, max_memory_reserved=2**31).items():
+            monkeypatch.setattr(torch.cuda, name, lambda device, name=name, answer=answer: self.note(device, answer))
+        monkeypatch.setattr(torch.cuda, "device", self.use)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", self.set_mode)
+        monkeypatch.setattr(page, "profile", Profile)
+
+    def note(self, device, answer):
+        self.asked.append(str(device))
+        return answer
+
+    def set_mode(self, mode): self.mode = mode
+
+    @contextmanager
+    def use(self, device):
+        self.current = device
+        try:
+            yield
+        finally:
+            self.current = None
+
+class Profile:
+    "Four kernels of a millisecond, called five times each, and a call on the processor."
+    def __init__(self, activities): pass
+
+    def __enter__(self): return self
+
+    def __exit__(self, *error): pass
+
+    def key_averages(self):
+        kernel = SimpleNamespace(device_type=DeviceType.CUDA, count=5, self_device_time_total=5000)
+        return [kernel]*4 + [SimpleNamespace(device_type=DeviceType.CPU, count=9, self_device_time_total=9e9)]
+
+def test_meter(monkeypatch):
+    "Waits are counted in their steps alone, kernels of the GPU alone, and everything is asked of the right one."
+    card = Card(monkeypatch)
+    meter = page.Meter("cuda:1", 60)
+    with meter.looking:
+        for i in range(60):
+            for _ in range(2):  # of which PyTorch would tell, if it was asked to
+                if card.mode == "warn":
+                    warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+                    warnings.warn("something else", stacklevel=1)
+            meter(i, None)
+    found = meter.found
+    assert set(card.asked) == {"cuda:1"} and card.mode == "default"
+    assert (found["waits"], found["kernels"], found["gib"], found["reserved_gib"]) == (2, 5, 1, 2)
+    assert abs(found["busy"]/found["per_second"] - .005) < 1e-9
+
+def test_second_card(monkeypatch, tmp_path):
+    "Times are taken while the GPU that was asked for is the one in use; what a run has found until it ends is kept."
+    card = Card(monkeypatch)
+    real = page.inputs
+    def rounds(fs, **how):
+        card.asked.append(card.current)
+        return {name: [1.] for name in fs}
+    def train(model, data, out, on_step, **more):
+        for i in range(model.cfg.iters):
+            on_step(i, None)
+    def stop(*args, **how): raise KeyboardInterrupt
+    monkeypatch.setattr(page, "inputs", lambda quick, size, device: real(True, size))
+    monkeypatch.setattr(page, "rounds", rounds)
+    monkeypatch.setattr(page, "train", train)
+    monkeypatch.setattr(page, "sweep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        bench(device="cuda:1", repeats=1, size=32, out=tmp_path/"a.json", quick=True)
+    assert set(card.asked) == {"cuda:1"} and card.current is None
+    found = json.loads((tmp_path/"a.json").read_text())["cuda"]
+    assert len(found["stages"]) == len(NAMES + OTHERS) - 1 and found["sizes"] == []
+    missing = [name for name, value in found["rows"].items() if value is None]
+    later = "DenseCRF", "loader", "accelerator"
+    assert not [name for name in missing if not any(what in name for what in later)]
+
+def test_forms(monkeypatch):
+    "A form that is missing or fails says why, and the model is as before."
+    def train(model, data, out, on_step, graphs=False, **more):
+        if graphs: raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.nn.init.zeros_(model.decoder.pred.weight)
+        for i in range(model.cfg.iters):
+            on_step(i, None)
+    monkeypatch.setattr(page, "train", train)
+    monkeypatch.setattr(page, "FORMS", {**page.FORMS, "unknown": (dict(abacus=1), {})})
+    model, _, _ = inputs(quick=True, size=32)
+    cfg = model.cfg
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    rows = {row.pop("name"): row for row in page.trainings(model, 32, 15)}
+    assert rows["float32"]["per_second"] > 0 and rows["float32, graphs"] == dict(reason="CUDA out of memory")
+    assert "abacus" in rows["unknown"]["reason"]
+    assert model.cfg == cfg and all(w.equal(before[name]) for name, w in model.state_dict().items())
 
 @needs_data
 def test_bench_reads_a_voc_folder(monkeypatch):

@@ -207,14 +207,35 @@ BREAKS = {
     "a weight that is a number": lambda s: s["decoder"].update({"pred.bias": 3}),
     "no decoder": lambda s: s.update(decoder=[])}
 
-def test_a_checkpoint_that_lacks_something(tmp_path):
-    model = inputs(quick=True, size=32)[0]
-    path = tmp_path/"c.pt"
+def one_step(model):
+    "The optimiser of a model after a step."
     opt = optimiser(model, model.cfg)
     for p in model.decoder.parameters():
         p.grad = torch.ones_like(p)
     opt.step()
-    save_checkpoint(path, model, opt, 3, [])
+    return opt
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_a_checkpoint_is_placed_as_a_new_optimiser_would_be(tmp_path, monkeypatch):
+    "Step counters on a card would be asked for one by one in every step; meta stands for the card."
+    model = inputs(quick=True, size=32)[0]
+    opt = one_step(model)
+    opt.param_groups[0]["fused"] = True
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")  # as if written on a card
+        save_checkpoint(tmp_path/"c.pt", model, opt, 3, [])
+    model.decoder.to("meta")
+    model.text_fg = model.text_fg.to("meta")
+    opt = optimiser(model, model.cfg)
+    load_checkpoint(tmp_path/"c.pt", model, opt)
+    places = {(name, x.device.type) for state in opt.state.values() for name, x in state.items()}
+    assert places == {("step", "cpu"), ("exp_avg", "meta"), ("exp_avg_sq", "meta")}
+    assert opt.param_groups[0]["fused"] is None and len(opt.state) == len([*model.decoder.parameters()])
+
+def test_a_checkpoint_that_lacks_something(tmp_path):
+    model = inputs(quick=True, size=32)[0]
+    path = tmp_path/"c.pt"
+    save_checkpoint(path, model, one_step(model), 3, [])
     resume(path)
     whole = path.read_bytes()
     wrong = []

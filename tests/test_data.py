@@ -23,7 +23,7 @@ from PIL import Image
 
 from weclip.method.classes import IGNORE_INDEX, VOC, voc_palette
 from weclip.data import pictures
-from weclip.data.pictures import preprocess, read_image, read_mask, save_mask
+from weclip.data.pictures import NORMS, preprocess, read_image, read_mask, save_mask
 from weclip.data.voc import (
     NoObject, Stream, batches, check_files, check_objects, collate, open_data, read_onehot, read_tags)
 
@@ -182,6 +182,21 @@ def test_preprocess():
     x = preprocess(img)
     assert torch.equal(preprocess(torch.tensor(img[1])), x[1])
     assert torch.equal(preprocess(img[0][:, ::-1]), x[0].flip(-1))
+
+def test_every_byte_is_normalised_to_the_last_bit():
+    "As NumPy divides single precision, channels last in memory: what a GPU is to compute, too."
+    every = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+    photo = np.random.default_rng(0).integers(0, 256, (2, 375, 500, 3), dtype=np.uint8)
+    wrong = []
+    for norm, rows in NORMS.items():
+        mean, std = np.array(rows, np.float32)
+        for img in (every[None], photo, photo[:, :7, ::2]):
+            x = preprocess(img, norm, "cpu")
+            expected = (img.astype(np.float32)/np.float32(255) - mean)/std
+            as_read = x.movedim(-3, -1)
+            if not np.array_equal(as_read.numpy(), expected) or not as_read.is_contiguous():
+                wrong.append((norm, img.shape))
+    assert not wrong
 
 # ---- more bits than eight
 
@@ -810,6 +825,29 @@ def test_batches_do_not_depend_on_workers_start_or_processes(root):
         for half, b in zip(take(batches(data, 2, seed=3, rank=rank, world=2), 5), whole):
             assert half.ids == b.ids[rank::2] and torch.equal(half.img, b.img[rank::2])
     assert not all(map(same, take(batches(data, 2, seed=4), 5), whole))
+
+def test_batches_come_in_page_locked_memory(root, monkeypatch):
+    "With and without reading processes; a batch without masks, too."
+    pinned = []
+    def pin_memory(x, *_):
+        pinned.append(tuple(x.shape))
+        return x.clone()
+    card = dict(is_available=lambda: True, current_accelerator=lambda: torch.device("cuda"),
+                current_device_index=lambda: 0, set_device_index=lambda _: None)
+    for name, answer in card.items():
+        monkeypatch.setattr(torch.accelerator, name, answer)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    wrong = []
+    for has_masks in (False, True):
+        data = open_data(root, "train", NAMES, with_masks=has_masks, crop=24)
+        for workers in (0, 1):
+            pinned.clear()
+            got = take(batches(data, 2, seed=3, workers=workers, pin=True), 1)
+            whole = take(batches(data, 2, seed=3), 1)
+            tensors = [(2, 3, 24, 24), *[(2, 24, 24)]*(1 + has_masks)]
+            if pinned[:len(tensors)] != tensors or not torch.equal(got[0].img, whole[0].img):
+                wrong.append((has_masks, workers, pinned))
+    assert not wrong
 
 def test_every_picture_once_an_epoch():
     stream = sum(take(Stream(7, 3, seed=5), 70), [])  # thirty epochs

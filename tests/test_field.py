@@ -808,6 +808,19 @@ def test_from_a_list_to_a_submission(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "3 pictures: about 0.0 hours" in said and said.index("hours") < said.index("mIoU")
 
+def test_evaluate_looks_at_as_many_pictures_together_as_it_is_told(tmp_path, monkeypatch):
+    root = write_scenes(tmp_path/"scenes", train=1, val=3, workers=1)
+    commands = weclip.use.commands
+    batches = []
+    def spied(*args, **kwargs):
+        batches.append(kwargs["batch"])
+        return evaluate(*args, **kwargs)
+    monkeypatch.setattr(commands, "evaluate_model", spied)
+    for more in ([], ["--batch", "2"]):
+        assert main(["evaluate", str(root), "--no-crf", "--device", "cpu", *more]) == 0
+    assert batches == [1, 2]
+    assert commands.batch_for(torch.nn.Linear(1, 1, device="meta"), 0) == 8  # on what is no CPU
+
 # ---- evaluation of a large set
 
 class Red(torch.nn.Module):

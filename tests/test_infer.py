@@ -11,11 +11,12 @@ from weclip.method.classes import SCENES, VOC, ClassSet
 from weclip.method.metrics import confusion, mean_iou
 from weclip.data.pictures import read_mask, save_mask
 from weclip.data.voc import SegData, open_data
-from weclip.world.scenes import draw_split
+from weclip.world.scenes import draw_scene, draw_split
 from weclip.engine.weights import load_model, load_released
+from weclip.engine import infer
 from weclip.engine.infer import (
     DROP, as_rgb, dense_crf, evaluate, evaluation_hours, mask_stream, multi_scale_logits, network_input, rivals)
-from weclip.use.segmentation import predict, predict_many
+from weclip.use.segmentation import cached_model, predict, predict_many
 from weclip.speed.bench import noisy_probabilities
 from weclip.cli import main
 
@@ -80,6 +81,46 @@ def test_modes_share_forwards():
     assert list(rows) == ["single", "ms", "crf"]
     for mode in rows:
         assert evaluate(Toy(), data, modes=(mode,), workers=0, progress=False)[mode] == rows[mode]
+
+def test_batches_are_scored_as_single_pictures():
+    "One at a time is the default to the last bit; several share forwards and agree up to ties."
+    model = cached_model(device="cpu")
+    shapes = [(128, 144), (144, 128), (128, 144), (128, 144), (144, 128)]
+    scenes = [draw_scene(i, size) for i, size in enumerate(shapes)]
+    data = [(i, scene.img, scene.lbl) for i, scene in enumerate(scenes)]
+    how = dict(modes=("single", "ms"), progress=False)
+    alone = evaluate(model, data, **how)
+    assert str(evaluate(model, data, batch=1, **how)) == str(alone)  # NaN is no equal of itself
+    for batch in (2, 5, 9):
+        together = evaluate(model, data, batch=batch, **how)
+        differences = [abs(together[mode]["pixel_acc"] - alone[mode]["pixel_acc"]) for mode in alone]
+        assert max(differences) < 1e-3, (batch, differences)
+
+def test_hours_are_timed_in_the_batches_of_the_evaluation(tmp_path, monkeypatch):
+    for k, p in pictures(7):
+        Image.fromarray(p).save(tmp_path/f"{k}.png")
+    data = SegData({f"p{i}": tmp_path/f"p{i}.png" for i in range(7)}, {}, ("red", "blue"))
+    seen = []
+    def stream(model, samples, modes, batch):
+        seen.append((len(samples), batch))
+        return samples
+    monkeypatch.setattr(infer, "mask_stream", stream)
+    expected = {1: [(1, 1)]*4, 2: [(2, 2)]*3, 3: [(3, 3)]*2, 8: [(7, 8)]}  # of seven pictures; only whole batches
+    for batch, calls in expected.items():
+        seen.clear()
+        evaluation_hours(Toy(), data, ("ms",), batch=batch)
+        assert seen == calls, batch
+
+def test_every_module_gets_its_mode_back():
+    img = torch.randn(1, 3, 32, 64)
+    wrong = []
+    for whole, drop in ((False, False), (False, True), (True, False), (True, True)):
+        model = Toy().train(whole)
+        model.drop.train(drop)
+        a, b = (multi_scale_logits(model, img, (1., .75), True) for _ in range(2))
+        if not a.equal(b) or (model.training, model.drop.training) != (whole, drop):
+            wrong.append((whole, drop))
+    assert not wrong
 
 def test_data_sets_are_read_whole():
     class Data:  # as SegData: ids, and a picture with its mask by id

@@ -8,11 +8,13 @@ from weclip.method.classes import SCENES, ClassSet
 from weclip.method.batch import pairs
 from weclip.method.clip import FrozenCLIP
 from weclip.method.cam import ROWS, gradcam
-from weclip.method.model import WeCLIP
+from weclip.method.model import WeCLIP, tf32
 from weclip.data.pictures import preprocess, read_mask
+from weclip.data.voc import Batch
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import (
     ARCH, PLAIN, arch_config, build, describe, load_model, plain_vit, read_model, save_model, write_model)
+from weclip.engine.train import optimiser, train_step
 from weclip.use.hub import FILES, from_pretrained, save_pretrained
 from weclip.use.segmentation import predict
 from weclip.cli import main
@@ -148,8 +150,81 @@ def test_blocks_read_of_a_deeper_tower(small, caplog):
 
 def test_later_fields_rename_no_run():
     assert run_name(preset("scenes", seed=1)) == "24856c245e" and run_name(Config(switch=9145)) == "f2e87176da"
-    others = {}, dict(amp="bf16"), dict(amp="fp16"), dict(clip_grad=1.)
-    assert len({run_name(preset("scenes", seed=1, **settings)) for settings in others}) == 4
+    others = {}, dict(amp="bf16"), dict(amp="fp16"), dict(clip_grad=1.), dict(tf32=True)
+    assert len({run_name(preset("scenes", seed=1, **settings)) for settings in others}) == 5
+
+# ---- TF32
+
+def precision():
+    "What the program has set for convolutions and for products."
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+def old_words():
+    "The same by PyTorch's older names, which raise where the two disagree."
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+def heirs():
+    "What the switches become where the program sets the one above them all."
+    for value in ("tf32", "ieee"):
+        torch.backends.fp32_precision = value
+        yield precision()
+    torch.backends.fp32_precision = "none"
+
+@pytest.fixture
+def high():
+    "A program that asks for TF32 itself."
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+def test_tf32_leaves_no_switch_set():
+    before = precision(), old_words(), list(heirs())
+    for is_allowed in (False, True):
+        with tf32(is_allowed):
+            assert precision() == (("ieee", "tf32")[is_allowed],)*2
+        assert (precision(), old_words(), list(heirs())) == before
+    for above in ("tf32", "ieee"):
+        torch.backends.fp32_precision = above
+        for is_allowed in (False, True):
+            with tf32(is_allowed):
+                assert precision() == (("ieee", "tf32")[is_allowed],)*2
+        torch.backends.fp32_precision = "none"
+        assert (precision(), old_words(), list(heirs())) == before
+
+def watched(model):
+    "The settings that the encoder, the decoder and its backward pass meet, as they run."
+    seen = set()
+    def note(*_): seen.add(precision())
+    model.clip.visual.conv1.register_forward_pre_hook(note)
+    model.decoder.register_forward_pre_hook(note)
+    for p in model.decoder.parameters():
+        p.register_hook(note)
+    return seen
+
+def calls_of(model):
+    "A training step and what else multiplies, by name."
+    img = torch.rand(2, 3, 112, 112)
+    tags = [[0, 2], [1]]
+    opt = optimiser(model, model.cfg)
+    batch = Batch(["a", "b"], img, tags, None, torch.ones(2, 112, 112, dtype=torch.bool))
+    return {
+        "step": lambda: train_step(model, opt, batch, 400), "forward": lambda: model(img, tags),
+        "logits": lambda: model.logits(img), "encode": lambda: model.encode(img, tags, 2),
+        "tokens": lambda: model.tokens(img)}
+
+def test_tf32_is_as_set_within_a_step_and_as_before_after_it(high):
+    before = precision(), old_words()
+    for is_allowed, wanted in ((False, "ieee"), (True, "tf32")):
+        model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2, par_iters=1, tf32=is_allowed)).train()
+        seen = watched(model)
+        for name, call in calls_of(model).items():
+            seen.clear()
+            call()
+            assert (name, seen) == (name, {(wanted, wanted)})
+            assert (name, precision(), old_words()) == (name, *before)
+        with pytest.raises(ValueError, match="0-based"):
+            model(torch.rand(1, 3, 112, 112), [[99]])
+        assert (precision(), old_words()) == before
 
 # ---- the command
 
@@ -180,7 +255,7 @@ def test_a_file_of_before_towers_had_names(tmp_path):
     model = build("tiny", preset("scenes", d=16, layers=1, n_feats=2)).eval()
     about = describe(model)
     del about["arch"]
-    for field in ("amp", "clip_grad"):
+    for field in ("amp", "clip_grad", "tf32"):
         del about["config"][field]
     write_model(tmp_path/"old.safetensors", about, model.decoder.state_dict())
     again = load_model(tmp_path/"old.safetensors")

@@ -22,7 +22,7 @@ from weclip.lab.plan import (
     run_config, run_parameters)
 from weclip.lab.results import (
     collect, effects, figure_run, has_files, _invented, keep_line, kept_table, put_between, read_lines, read_results,
-    result_file, show, summary, verdicts, vit_cost)
+    result_file, show, summary, verdicts)
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT/"experiments"
@@ -201,8 +201,6 @@ def test_a_kept_table_without_its_rows_is_damaged(tmp_path):
     grid = Grid(results=tmp_path)
     keep_line(result_file(tmp_path, "tables"), dict(name="why-table5-scenes", code=code_digest()))
     assert "damaged: no head, rows in its line" in kept_table("why-table5", grid, "this")
-    keep_line(result_file(tmp_path, "voc"), dict(name="cost-vitb16"))
-    assert "damaged" in vit_cost(tmp_path)
 
 def test_an_empty_table_of_results_is_not_damaged(tmp_path):
     (tmp_path/"scenes.jsonl").write_text("\n")

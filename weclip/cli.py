@@ -119,7 +119,8 @@ def read_arguments(name:str,  # of a command
     return {key: value for key, value in given.items() if key in known}
 
 # %% ../nbs/cli.ipynb #0ceaada5
-MEMORY = "; use less at a time: --batch 1 of predict, a smaller bs or crop in training (--set bs=2), fewer --workers"
+MEMORY = ("; use less at a time: --batch 1 of predict and evaluate, "
+          "a smaller bs or crop in training (--set bs=2), fewer --workers")
 DISK = ": the disk is full, or a quota is used up; make room, or name another --out; files that are there are whole"
 OFFLINE = ("; go online once, or give a file of the frozen CLIP's weights (--clip FILE); "
            "with --clip tiny everything runs, but only drawings are understood")

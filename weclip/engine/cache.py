@@ -20,7 +20,7 @@ from ..machine import whole_file
 from ..method.batch import group, pairs, slots
 from ..method.model import Frozen, WeCLIP
 from ..data.pictures import preprocess
-from ..data.voc import Sample, SegData, collate, view_key
+from ..data.voc import Sample, SegData, view_key
 from .weights import fingerprint
 
 # %% ../../nbs/4_engine/01_cache.ipynb #2bfd5cc5

@@ -28,7 +28,7 @@ from ..machine import Processes
 from ..method.config import MODES, Config
 from ..method.losses import upsample
 from ..method.metrics import confusion, scores
-from ..data.pictures import _rgb, preprocess, read_image, save_mask
+from ..data.pictures import _rgb, preprocess, read_image, save_mask, sent
 from ..data.voc import SegData, check_objects
 
 # %% ../../nbs/4_engine/05_infer.ipynb #326cf598
@@ -74,13 +74,15 @@ def _rescale(img:Tensor,      # fitted picture, (B, 3, H, W)
 @contextmanager
 def _evaluating(model # an nn.Module
     ):
-    "Dropout off inside the block; the model's mode is restored after it."
-    was_training = model.training
-    model.eval()
+    "Dropout off inside the block; the mode of every module is restored after it."
+    training = [module for module in model.modules() if module.training]
+    for module in training:  # none in a prediction: `eval()` would take milliseconds to write 200 flags that are right
+        module.training = False
     try:
         yield model
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 @torch.no_grad()
 def _scale_logits(model,            # `.logits`, `.patch` and `.cfg`
@@ -172,27 +174,37 @@ def network_input(model,            # `.patch`, `.cfg` and parameters
                   image:np.ndarray, # (H, W, 3) uint8
     )->Tensor:                      # (1, 3, h', w'), on the model's device
     "A picture as the model wants it: normalised, then resized."
-    img = torch.as_tensor(preprocess(image, model.cfg.norm))[None].to(next(model.parameters()).device)
+    img = preprocess(image, model.cfg.norm, next(model.parameters()).device)[None]
     return fit(img, model.cfg.long_side, model.cfg.round_to, model.patch)
 
-def _class_ids(logits:Tensor,    # of one picture, (C, h, w)
-               image:np.ndarray, # (H, W, 3) uint8
-               crf=None,         # keywords of `dense_crf`; None: without
-    )->np.ndarray:               # (H, W) uint8
-    "Class ids at the picture's size from logits on the token grid."
-    if crf is not None:
-        logits = logits.cpu()
-    scores = upsample(logits[None].float(), image.shape[:2])[0]  # (C, H, W)
-    if crf is None: return scores.argmax(0).to(torch.uint8).cpu().numpy()
-    return dense_crf(image, scores.softmax(0).numpy(), **crf).argmax(0).astype(np.uint8)
+def _pixels(logits:Tensor, # of one picture, (C, h, w)
+            size:tuple     # (H, W) of the picture
+    )->Tensor:             # (C, H, W) float
+    "Class scores at the picture's size from those on the token grid, Eq. (3)."
+    return upsample(logits[None].float(), size)[0]
+
+def _class_ids(logits:Tensor, # of one picture, (C, h, w)
+               size:tuple     # (H, W) of the picture
+    )->Tensor:                # (H, W) uint8, where the logits are
+    "Class ids at the picture's size, without a CRF."
+    return _pixels(logits, size).argmax(0).to(torch.uint8)
+
+def _crf_ids(logits:np.ndarray, # of one picture, (C, h, w)
+             image:np.ndarray,  # (H, W, 3) uint8
+             crf:dict           # keywords of `dense_crf`
+    )->np.ndarray:              # (H, W) uint8
+    "Class ids at the picture's size after the CRF, which runs on a CPU core."
+    prob = _pixels(torch.from_numpy(logits), image.shape[:2]).softmax(0).numpy()
+    return dense_crf(image, prob, **crf).argmax(0).astype(np.uint8)
 
 # %% ../../nbs/4_engine/05_infer.ipynb #5ff7e168
 def confidence(logits:Tensor,  # of one picture, (C, h, w)
                ids:np.ndarray, # class ids at the picture's size, (H, W) uint8
     )->np.ndarray:             # in [0, 1], (H, W) float32
     "Softmax probability of the class that the mask shows, pixel by pixel."
-    prob = upsample(logits[None].float(), ids.shape)[0].softmax(0)  # (C, H, W)
-    return prob.gather(0, torch.as_tensor(ids, device=prob.device).long()[None])[0].cpu().numpy()
+    prob = _pixels(logits, ids.shape).softmax(0)
+    shown = sent(torch.as_tensor(ids), prob.device).long()  # (H, W)
+    return prob.gather(0, shown[None])[0].cpu().numpy()
 
 # %% ../../nbs/4_engine/05_infer.ipynb #d39edeae
 def _start_worker()->None:
@@ -209,26 +221,23 @@ def crf_pool(workers:int # processes
         mp.get_context(start).set_forkserver_preload(["weclip.engine.infer"])
     return Processes(workers, start, initializer=_start_worker)
 
-def _class_ids_np(logits:np.ndarray, image:np.ndarray, crf)->np.ndarray:
-    return _class_ids(torch.from_numpy(logits), image, crf)
-
 _log = logging.getLogger(__name__)
 
-def _in_pool(pool:Processes, *args): # a function without arguments that waits for `_class_ids_np(*args)`
+def _in_pool(pool:Processes, *args): # a function without arguments that waits for `_crf_ids(*args)`
     "Hand a CRF to the pool; what a killed process leaves undone is computed here."
     def here():
         if not pool.came_up: raise pool.why_broken() from None
         if not pool.told:
             _log.warning("%s; from here on DenseCRF is computed without processes", pool.why_broken())
         pool.told = True
-        return _class_ids_np(*args)
+        return _crf_ids(*args)
     def wait():
         try:
             return future.result()
         except BrokenProcessPool:
             return here()
     try:
-        future = pool.submit(_class_ids_np, *args)
+        future = pool.submit(_crf_ids, *args)
     except BrokenProcessPool:
         return here
     return wait
@@ -280,9 +289,11 @@ def _masks(model, samples, how:tuple, workers:int, batch:int, keep:bool, crf:dic
     with crf_pool(workers) if workers and "crf" in how[0] else nullcontext() as pool:
         try:
             while some := list(islice(samples, batch)):
-                logits = _by_shape(model, [image for _, image in some], *how)
-                for (key, image), z in zip(some, logits):
-                    waiting.append((key, _all_modes(z, image, how[0], keep, crf, pool)))
+                images = [image for _, image in some]
+                logits = _by_shape(model, images, *how)
+                found = _on_host([_all_modes(z, x.shape[:2], how[0], keep) for z, x in zip(logits, images)])
+                for (key, image), masks in zip(some, found):
+                    waiting.append((key, _with_crf(masks, image, crf, pool)))
                     while len(waiting) > 2*workers:
                         yield _oldest(waiting)
             while waiting:
@@ -291,14 +302,26 @@ def _masks(model, samples, how:tuple, workers:int, batch:int, keep:bool, crf:dic
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
 
-def _all_modes(logits:dict, image:np.ndarray, modes:tuple, keep:bool, crf:dict, pool)->dict:
-    "Masks of one picture; that of a CRF in the pool as a function that waits for it."
-    out:dict = {mode: _class_ids(logits[mode], image) for mode in modes if mode != "crf"}
-    if keep:
-        out["logits"] = logits[modes[0]].cpu()
-    if "crf" in modes:
-        args = logits["crf"].cpu().numpy(), image, crf
-        out["crf"] = _in_pool(pool, *args) if pool else _class_ids_np(*args)
+def _all_modes(logits:dict, size:tuple, modes:tuple, keep:bool)->dict: # tensors on the device
+    "What the host is to know of a picture: its masks, (H, W), and for a CRF its logits."
+    out = {mode: logits[mode] if mode == "crf" else _class_ids(logits[mode], size) for mode in modes}
+    return {**out, "logits": logits[modes[0]]} if keep else out
+
+def _on_host(found:list # of {name: tensor}, all on one device
+    )->list:            # the same on the CPU
+    "Results of some pictures, for all of which the host waits once."
+    copies = [{name: x.to("cpu", non_blocking=x.is_cuda) for name, x in one.items()} for one in found]
+    device = next((x.device for one in found for x in one.values() if x.is_cuda), None)
+    if device is None: return copies
+    torch.cuda.synchronize(device)
+    return [{name: x.clone() for name, x in one.items()} for one in copies]  # page-locked memory is not kept
+
+def _with_crf(found:dict, image:np.ndarray, crf:dict, pool)->dict:
+    "Masks of one picture as arrays; that of a CRF in the pool as a function that waits for it."
+    out = {name: x if name == "logits" else x.numpy() for name, x in found.items()}
+    if "crf" in out:
+        args = out["crf"], image, crf
+        out["crf"] = _in_pool(pool, *args) if pool else _crf_ids(*args)
     return out
 
 def _oldest(waiting:deque)->tuple: # (key, {mode: ids}), taken out of the queue
@@ -314,6 +337,7 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
              modes=None,          # some of "single", "ms", "crf"; None: all, "crf" where `crf`
              progress:bool=True,  # show a bar
              drop:float=0,        # labels to leave out of the CRF, as in `dense_crf`; 0: none, the CRF of the paper
+             batch:int=1,         # pictures looked at together, as in `mask_stream`
     )->dict:                      # mode -> scores
     "Scores of every mode from one pass over the pictures."
     modes = tuple(modes or (MODES if crf else MODES[:2]))
@@ -324,7 +348,7 @@ def evaluate(model,               # `.logits`, `.patch`, `.cfg`, `.classes`
     triples = ((i, *data.read(i)) for i in data.ids) if hasattr(data, "read") else data
     samples = (((key, lbl), image) for key, image, lbl in triples)
     total = len(data) if hasattr(data, "__len__") else None
-    stream = mask_stream(model, samples, modes, workers, drop=drop)
+    stream = mask_stream(model, samples, modes, workers, batch=batch, drop=drop)
     for (key, lbl), masks in tqdm(stream, total=total, desc="evaluate", disable=not progress, leave=False):
         lbl = _comparable(lbl, masks[modes[0]].shape, key)
         for mode, ids in masks.items():
@@ -357,13 +381,18 @@ def evaluation_hours(model,          # as in `evaluate`
                      data,           # a `SegData` with masks
                      modes=MODES,    # as in `evaluate`
                      workers:int=0,  # as in `evaluate`
-                     pictures:int=4, # to try
+                     pictures:int=4, # to try; as many times `batch`
+                     batch:int=1,    # as in `evaluate`
     )->float:              # hours
     "How long `evaluate` will take, from a few pictures spread over the set."
-    ids = data.ids[::max(1, len(data.ids)//pictures)][:pictures]
+    n = pictures*batch
+    ids = data.ids[::max(1, len(data.ids)//n)][:n]
     samples = [(i, data.read(i)[0]) for i in ids]
+    n_groups = max(1, len(samples)//batch)  # of one size
+    groups = [samples[k*batch:(k + 1)*batch] for k in range(n_groups)]
     def seconds(modes): # per picture
-        return seconds_each(lambda sample: list(mask_stream(model, [sample], modes)), samples)
+        each = seconds_each(lambda group: list(mask_stream(model, group, modes, batch=batch)), groups)
+        return each/len(groups[0])
     network = seconds(tuple(m for m in modes if m != "crf") or ("ms",))
     crf = max(0, seconds(modes) - network) if "crf" in modes else 0
     total = max(network, crf/workers) if workers else network + crf

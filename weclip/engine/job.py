@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'table', 'examples', 'revision', 'about_run', 'evaluated_with', 'first', 'score', 'pack_for_server',
-           'report_progress', 'keep_snapshot', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'forecast',
-           'demo']
+           'report_progress', 'keep_snapshot', 'watch', 'open_training', 'check_set', 'run_job', 'duration', 'pace',
+           'workers_needed', 'cores_here', 'enough_workers', 'forecast', 'demo']
 
 # %% ../../nbs/4_engine/07_job.ipynb #b3633dbc
 from bisect import bisect
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 import json, os, platform, shutil, subprocess, time
 import numpy as np, open_clip, torch, weclip
@@ -20,13 +21,14 @@ from ..method.config import MODES, STAGES, TEXTS, Config, Score, preset, run_nam
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
 from ..data.pictures import save_mask
-from ..data.voc import SegData, batches, check_files, check_objects, open_data
+from ..data.voc import SegData, check_files, check_objects, open_data
 from ..data.field import pack_masks
 from ..data.viz import colour_mask, example_pictures, heat, save_sheet
 from ..world.scenes import write_scenes
 from .weights import build, save_model
 from .cache import KeptTokens
-from .train import check_start, run_found, to_device, train, weak_loss
+from .parallel import ALONE, Ranks
+from .train import check_start, feed_of, run_found, to_device, train, weak_loss
 from .supervised import loss_for
 from .infer import evaluate, mask_stream, seconds_each
 from .pseudo import preview, score_stages
@@ -61,7 +63,7 @@ def examples(model:WeCLIP, # trained
     for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int):
         i = data.ids[k]
         image, mask = data.read(i)
-        out, maps = preview(model, image, data.tags[i], dynamic)
+        out, maps = preview(model, image, data.tags[i], dynamic, ["pseudo"])
         [(_, predicted)] = mask_stream(model, [(i, image)], ("ms",))
         cams = [heat(upsample_cam(c, image.shape[:2]).amax(0), image) for c in (out.cam, out.cam_ref)]  # all tags
         masks = [colour_mask(x, palette) for x in (maps["pseudo"], predicted["ms"], mask)]
@@ -122,16 +124,17 @@ def _open(model:WeCLIP, root, split, limit:int=0, tags_from=None, with_masks=Tru
     data = open_data(root, split, c.classes, tags_from, with_masks=with_masks, norm=model.cfg.norm, palette=c.palette())
     return first(data, limit)
 
-def score(model:WeCLIP, # trained
-          root,         # VOC2012 folder
-          split,        # name of a list of pictures with masks
-          modes,        # of `MODES`, of `STAGES`
-          out=None,     # folder for the predicted masks; None: not written
-          workers=0,    # processes for DenseCRF; 0: none
-          limit=0,      # pictures at most; 0: all
-          cache=None,   # folder for the pictures' tokens, which runs share; None: encode; not used under other settings
-          settings=None # of the evaluation that differ from the model's; masks are not written then
-    )->dict:            # mode -> scores, as `metrics.scores`
+def score(model:WeCLIP,  # trained
+          root,          # VOC2012 folder
+          split,         # name of a list of pictures with masks
+          modes,         # of `MODES`, of `STAGES`
+          out=None,      # folder for the predicted masks; None: not written
+          workers=0,     # processes for DenseCRF; 0: none
+          limit=0,       # pictures at most; 0: all
+          cache=None,    # folder for pictures' tokens, which runs share; None: encode; not used under other settings
+          settings=None, # of the evaluation that differ from the model's; masks are not written then
+          batch=1        # pictures looked at together by a prediction, as in `mask_stream`
+    )->dict:             # mode -> scores, as `metrics.scores`
     "Scores of a split from one pass of its predictions."
     found = {}
     stages = [m for m in modes if m in STAGES]
@@ -143,7 +146,8 @@ def score(model:WeCLIP, # trained
         data = _open(model, root, split, limit)
         cached = KeptTokens(cache, model) if cache and not settings else model
         with evaluated_with(model, settings or {}):
-            found |= evaluate(cached, data, workers=workers, out=None if settings else out, modes=tuple(predicted))
+            how = dict(workers=workers, modes=tuple(predicted), batch=batch)
+            found |= evaluate(cached, data, out=None if settings else out, **how)
     return {m: found[m] for m in modes}
 
 # %% ../../nbs/4_engine/07_job.ipynb #67c2d0f3
@@ -199,7 +203,9 @@ def watch(loss,           # as `train` takes it
           resume=False    # add to what the stopped run had spent
     )->tuple:             # (loss, on_step, seen): two for `train`; `seen` will hold train_seconds and peak_gib
     "Time and memory of a training, reports and snapshots of it."
-    device = next(model.parameters()).device
+    device = model.text_fg.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # what was computed before counts for nothing
     seen = _spent(out) if resume else dict(train_seconds=0., peak_gib=0.)
     report_progress(out, "features", **seen)
     if not resume:  # those of a former run in this folder
@@ -252,7 +258,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
             backbone="tiny",         # as in `load_backbone`; noted in the model file
             resume=False,            # continue a stopped training
             modes=MODES,             # predictions to score on `val_split`, as `evaluate` takes them
-            workers=0,               # processes for DenseCRF, and for loading if more than one; 0: none
+            workers=0,               # processes for DenseCRF, and for loading if more than one; 0: none, on a graphics
+                                     # card as many for loading as keep up
             cache=None,              # folder for frozen features, as in `train` and `score`
             say=print,               # where messages go
             scores=None,             # of `Score`, instead; None: `modes` and all stages of `val_split`
@@ -276,9 +283,9 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
         check_set(_open(model, root, split, limit))
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
+    readers = _readers(model, data, workers)
     loss, on_step, seen = watch(loss_for(cfg), model, out, backbone, snapshots, resume)
-    train(model, data, out, resume, loss, workers=0 if workers < 2 else workers, cache=cache, on_step=on_step,
-          pictures=example_pictures)
+    train(model, data, out, resume, loss, readers, cache, on_step=on_step, pictures=example_pictures)
     keep_snapshot(out, cfg.iters, model, backbone, snapshots)  # unless the last step has
     save_model(out/"model.safetensors", model, backbone)
     found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
@@ -292,6 +299,11 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     names = ", ".join(sorted(p.name for p in out.iterdir() if p.name[0] != "."))
     say(f"{table(miou)}\nwritten to {out}: {names}")
     return miou
+
+def _readers(model:WeCLIP, data:SegData, workers:int)->int:
+    "Processes that read pictures in a training."
+    if workers > 1: return workers
+    return enough_workers(*pace(model, data, loss_for(model.cfg))) if model.text_fg.is_cuda else 0
 
 def _asked(scores, cfg:Config, val_split:str, modes, blind)->list: # of `Score`
     "What is to be scored, checked before the training."
@@ -347,25 +359,71 @@ def duration(seconds:float # in all
     n = seconds/size
     return f"about {n:.0f} {unit}" if n >= 10 else f"about {n:.1f} {unit}"
 
-def forecast(model:WeCLIP,  # its settings are read, its weights not changed
-             data:SegData,  # as the training reads it
-             loss=weak_loss # as in `train`
-    )->str:
-    "One line: how much there is to do, and how long that takes here."
-    cfg = model.cfg
-    device = next(model.decoder.parameters()).device
-    feed = batches(data, cfg.bs, cfg.seed, views=cfg.views)
+def pace(model:WeCLIP,     # its settings are read, its weights not changed
+         data:SegData,     # as the training reads it
+         loss=weak_loss,   # as in `train`
+         ranks:Ranks=ALONE # as in `train`
+    )->tuple:              # seconds: one process reads the pictures of a step; a step on pictures at hand
+    "What an iteration costs here, from a few batches of the training itself."
+    device = model.text_fg.device
+    feed = feed_of(model, data, ranks=ranks)
+    ready = []
+    loading = seconds_each(lambda _: ready.append(next(feed)), range(5))
     def step(k):
-        loss(model, to_device(next(feed), device), dynamic=bool(k % 2))[0].total.backward()
+        losses, _ = loss(model, to_device(ready[k], device, model.cfg), dynamic=k != 1)
+        losses.total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     model.train()
-    seconds = seconds_each(step, range(3))
+    if device.type == "cuda":  # whose first steps load kernels
+        for k in range(len(ready)):
+            step(k)
+    computing = seconds_each(step, range(3))
     model.zero_grad(set_to_none=True)
     model.eval()
+    return loading, computing
+
+def workers_needed(loading:float, # of `pace`
+                   step:float     # of `pace`
+    )->int:
+    "Reading processes that keep up with the steps; a quarter more than on average, since pictures differ."
+    return ceil(1.25*loading/step)
+
+def cores_here(
+    )->int: # of the processor, for this process
+    "Cores that this training process may use; those of torchrun share the machine."
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, n_cores//int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+def enough_workers(loading:float, # of `pace`
+                   step:float     # of `pace`
+    )->int:                       # at least 1
+    "Reading processes for a graphics card: as many as keep up, at most all cores but one."
+    return max(1, min(workers_needed(loading, step), cores_here() - 1))
+
+def forecast(model:WeCLIP,   # its settings are read, its weights not changed
+             data:SegData,   # as the training reads it
+             loss=weak_loss, # as in `train`
+             workers:int=0,  # as in `train`
+             costs=None      # of `pace`; None: measured here
+    )->str:
+    "One line: how much there is to do, how long that takes here, and whether reading is what it waits for."
+    cfg = model.cfg
+    device = model.text_fg.device
+    loading, step = costs or pace(model, data, loss)
+    seconds = loading + step
+    if workers and device.type != "cpu":  # which reads the next pictures meanwhile
+        seconds = max(step, loading/workers)
     visits = cfg.iters*cfg.bs/len(data)
     work = f"{cfg.iters} iterations of {cfg.bs} crops of {cfg.crop} pixels, {visits:.0f} visits to each picture"
-    return f"{work}: {duration(seconds*cfg.iters)} ({seconds:.2f} s each on {device})"
+    line = f"{work}: {duration(seconds*cfg.iters)} ({seconds:.2f} s each on {device})"
+    if loading <= step*max(1, workers): return line
+    needed = workers_needed(loading, step)
+    cores = cores_here()
+    room = f"there are {cores} cores" if needed < cores else f"but there are only {cores} cores"
+    return (f"{line}; reading is slower than computing: {loading:.3f} s in one process for a step of {step:.3f} s; "
+            f"{needed} would keep up (--workers {needed}), {room}")
+
 
 # %% ../../nbs/4_engine/07_job.ipynb #6b8d0f75
 def demo(out="runs/demo", # folder of the run

@@ -21,7 +21,8 @@ def label_maps(model:WeCLIP,  # whose settings PAR follows
                out:Output,    # forward with tags of these pictures
                img:Tensor,    # normalised pictures that PAR follows, (B, 3, H', W')
                size:tuple,    # (H, W) of the label maps, pixels
-               stages=STAGES  # those wanted
+               stages=STAGES, # those wanted
+               most:int=0     # most tags of one picture; 0: computed for each stage (one GPU synchronisation)
     )->dict:                  # stage -> (B, H, W) long, 0 background
     "Label maps of stages behind one forward, §3.3."
     cfg = model.cfg
@@ -29,8 +30,10 @@ def label_maps(model:WeCLIP,  # whose settings PAR follows
     maps = {}
     for stage in stages:
         has_par = stage in ("initial+PAR", "pseudo")
-        par = (cfg.par_scale, cfg.par_iters, cfg.par_dilations) if has_par else (1, 0, cfg.par_dilations)
-        maps[stage] = pseudo_labels(cams[stage], img, out.img_idx, out.tag_idx, tuple(size), *par)
+        scale = cfg.par_scale if has_par else 1
+        iters = cfg.par_iters if has_par else 0
+        maps[stage] = pseudo_labels(cams[stage], img, out.img_idx, out.tag_idx, tuple(size),
+                                    scale, iters, cfg.par_dilations, most)
     return maps
 
 @torch.no_grad()
@@ -42,9 +45,11 @@ def preview(model:WeCLIP,       # trained or not
     )->tuple:                   # (Output, {stage: label map (H, W) long})
     "CAMs and label maps for one picture with tags."
     img = network_input(model, image)
-    out = model.eval()(img, [tags], dynamic)
-    maps = label_maps(model, out, img, image.shape[:2], stages)
-    return out, {stage: m[0] for stage, m in maps.items()}
+    size = image.shape[:2]
+    out = model.eval()(img, [tags], dynamic, size=size)
+    maps = label_maps(model, out, img, size, [stage for stage in stages if stage != "pseudo"], len(tags))
+    maps["pseudo"] = out.pseudo  # the forward's, at the picture's size
+    return out, {stage: maps[stage][0] for stage in stages}
 
 def score_stages(model:WeCLIP,         # trained or not
                  data:SegData,         # with tags and masks
@@ -60,6 +65,7 @@ def score_stages(model:WeCLIP,         # trained or not
     for i in tqdm(data.ids, desc="pseudo labels", disable=not progress, leave=False):
         image, mask = data.read(i)
         _, maps = preview(model, image, data.tags[i], dynamic, stages)
-        for stage, lbl in maps.items():
-            counts[stage] += confusion(lbl.cpu(), torch.from_numpy(mask).long(), n)
+        ids = torch.stack([*maps.values()]).byte().cpu()  # of all stages in one transfer
+        for stage, lbl in zip(maps, ids):
+            counts[stage] += confusion(lbl, torch.from_numpy(mask), n)
     return {stage: scores(c, model.classes.names) for stage, c in counts.items()}

@@ -17,8 +17,11 @@ def pairs(tags:Sequence[Sequence[int]], # 0-based foreground classes of each ima
     )->tuple:                           # img_idx (K,), tag_idx (K,), long
     "One (image, tag) pair for each tag, in image order, classes ascending."
     rows = [(image, tag) for image, of_image in enumerate(tags) for tag in sorted(set(of_image))]
-    both = torch.tensor(rows, dtype=torch.long, device=device).view(-1, 2)  # (K, 2), also for K = 0
-    return tuple(both.T.contiguous())
+    both = torch.tensor(rows, dtype=torch.long).view(-1, 2).T.contiguous()  # (2, K), also for K = 0
+    is_cuda = torch.device(device or "cpu").type == "cuda"
+    if is_cuda:
+        both = both.pin_memory()  # from there the GPU fetches it while the host goes on
+    return tuple(both.to(device, non_blocking=is_cuda))
 
 # %% ../../nbs/1_method/02_batch.ipynb #9000cfcb
 def slots(img_idx:Tensor # (K,), ascending

@@ -64,6 +64,7 @@ class Config:
     warmup_ratio: float = 1e-6    # first learning rate, as a fraction of `lr`
     power: float = 1.0            # of the polynomial decay
     amp: str = "off"              # mixed precision in training: off | bf16 | fp16
+    tf32: bool = False            # on a GPU, single precision multiplies with 10 bits, not 23
     clip_grad: float = 0.         # largest norm of the decoder's gradient; 0: not clipped
     supervised: bool = False      # §4.5: learn from masks; no text encoder, RFM or affinity loss
     seed: int = 1
@@ -159,7 +160,7 @@ def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
 def _with_tuples(d:dict)->dict:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in d.items()}
 
-LATER = dict(amp="off", clip_grad=0., cam_floor=0.)  # younger than the first results
+LATER = dict(amp="off", clip_grad=0., cam_floor=0., tf32=False)  # younger than the first results
 
 def run_name(cfg:Config # any settings
     )->str:

@@ -172,16 +172,22 @@ def transition(r:Tensor,    # refining map R, (B, L, L)
 def components(fg:Tensor # foreground, (K, h, w) bool
     )->Tensor:           # (K, h, w) long: a region's patches share the index of one of them
     "Label 8-connected regions: join the neighbour with the largest name, follow names, repeat."
-    n_patches = fg.shape[-2]*fg.shape[-1]
-    rounds = n_patches.bit_length()
-    inside = fg.flatten(1)
-    name = torch.arange(n_patches, device=fg.device).expand(len(fg), -1)  # (K, L)
-    for _ in range(rounds):
-        around = (name + 1).view_as(fg)*fg.float()                        # 0 in the background
-        around = F.max_pool2d(around[:, None], 3, 1, 1).flatten(1).long() - 1  # largest in 3x3
-        name = name.scatter_reduce(1, name, torch.where(inside, around, name), "amax")
-        for _ in range(rounds):
+    h, w = fg.shape[-2:]
+    inside = fg.float()
+    name = torch.arange(h*w, device=fg.device).expand(len(fg), -1)  # (K, L)
+    left = h*w                                                      # most regions left of one shape
+    blocks = ((h + 1)//2)*((w + 1)//2)                              # of 2x2 patches
+    fibonacci = 1
+    previous = 0
+    while left > 1:
+        names = (name.view_as(fg)*inside)[:, None]                  # 0 in the background
+        around = F.max_pool2d(names, 3, 1, 1)[:, 0]*inside          # largest in 3x3
+        name = name.scatter_reduce(1, name, around.flatten(1).long(), "amax")
+        for _ in range((left - 1).bit_length()):
             name = name.gather(1, name)
+        left = (blocks - previous)//fibonacci
+        fibonacci += previous
+        previous = fibonacci - previous
     return name.view_as(fg)
 
 # %% ../../nbs/1_method/06_rfm.ipynb #0b2d9c03
@@ -189,15 +195,14 @@ def bounding_boxes(fg:Tensor # foreground, (K, h, w) bool
     )->tuple:                # y0, y1, x0, x1, each (K, L): half open; y0 > y1: no such region
     "Bounding box of each 8-connected region, at the index that names the region."
     h, w = fg.shape[-2:]
-    name = components(fg).flatten(1)
-    inside = fg.flatten(1)
-    place = torch.arange(h*w, device=fg.device)
-    def extent(at, n):
-        "First and last coordinate of each region, half open, along a side of n patches."
-        first = torch.full_like(name, n).scatter_reduce(1, name, torch.where(inside, at, n), "amin")
-        end = torch.zeros_like(name).scatter_reduce(1, name, torch.where(inside, at + 1, 0), "amax")
-        return first, end
-    return *extent(place//w, h), *extent(place % w, w)
+    name = components(fg).flatten(1)[:, None].expand(-1, 4, -1)         # (K, 4, L)
+    y = torch.arange(h, device=fg.device)[:, None].expand(h, w)
+    x = torch.arange(w, device=fg.device).expand(h, w)
+    sides = torch.stack([y, -y, x, -x])                                 # of a patch, (4, h, w)
+    sides = torch.where(fg[:, None], sides, h*w).flatten(2)             # (K, 4, L)
+    nowhere = torch.full_like(sides, h*w)
+    top, bottom, left, right = nowhere.scatter_reduce(2, name, sides, "amin").unbind(1)
+    return top, 1 - bottom, left, 1 - right
 
 def box_mask(cam:Tensor,             # (K, h, w), in [0, 1]
              thr:float=0.4,          # fraction of each map's maximum; COCO 0.7

@@ -38,7 +38,8 @@ def stages(model:WeCLIP,     # trained
     "What each step makes of one picture."
     prediction = predict(image, model, crf=crf)
     if not tags: return Stages(None, None, None, prediction)
-    out, maps = preview(model, image, list(model.classes.tags(tags)), dynamic=True)
+    classes = list(model.classes.tags(tags))
+    out, maps = preview(model, image, classes, dynamic=True, stages=["pseudo"])
     initial, refined = (heat(upsample_cam(cam, image.shape[:2]).amax(0), image) for cam in (out.cam, out.cam_ref))
     pseudo = Segmentation(image, maps["pseudo"].byte().cpu().numpy(), prediction.names, prediction.palette)
     return Stages(initial, refined, pseudo, prediction)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONG', 'OF_ONE_FILE', 'find_pictures', 'from_stdin', 'refuse_overwriting', 'too_long', 'setting', 'settings_of',
-           'config_of', 'open_model', 'new_model', 'check_source', 'open_source', 'modes', 'demo', 'train', 'evaluate',
-           'predict', 'pseudo', 'app', 'inspect', 'build_and_count', 'data_voc', 'data_coco', 'data_pack', 'scenes',
-           'tinyclip', 'classifier', 'results_of', 'hub', 'export']
+           'config_of', 'open_model', 'new_model', 'check_source', 'open_source', 'modes', 'batch_for', 'demo', 'train',
+           'evaluate', 'predict', 'pseudo', 'app', 'inspect', 'build_and_count', 'data_voc', 'data_coco', 'data_pack',
+           'scenes', 'tinyclip', 'classifier', 'results_of', 'hub', 'export']
 
 # %% ../../nbs/5_use/06_commands.ipynb #e4052c62
 from ast import literal_eval
@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
 import errno, json, os, sys
+import torch
 from fastcore.meta import delegates
 from tqdm import tqdm
 from ..machine import in_words, write_json
@@ -36,7 +37,8 @@ from ..engine.train import check_start, run_found, train as train_model
 from ..engine.supervised import loss_for
 from ..engine.infer import DROP, evaluate as evaluate_model, evaluation_hours
 from ..engine.pseudo import preview
-from ..engine.job import check_set, demo as train_on_scenes, forecast, open_training, run_job, table
+from ..engine.job import (
+    check_set, demo as train_on_scenes, enough_workers, forecast, open_training, pace, run_job, table)
 from .app import serve
 from .export import export as write_program
 from .hub import push_to_hub, read_scores, write_folder
@@ -252,6 +254,13 @@ def modes(no_crf:bool # leave DenseCRF out?
     "The predictions to score: all, or all but DenseCRF."
     return MODES[:2] if no_crf else MODES
 
+def batch_for(model:WeCLIP, # on its device
+              batch:int     # pictures looked at together; 0: what suits the device
+    )->int:
+    "Forwards are shared where that fills the device."
+    on_processor = next(model.parameters()).device.type == "cpu"
+    return batch or (1 if on_processor else 8)
+
 @delegates(settings_of)
 def demo(*,
          out="runs/demo",         # folder to write
@@ -289,7 +298,7 @@ def train(data:str=None,    # folder in VOC2012 layout
           *,
           out:str,          # folder to write
           resume=False,     # continue a stopped run
-          workers=1,        # processes for loading, if more than one
+          workers:int=None, # processes for loading (1; for a graphics card as many as keep up with it)
           device="auto",    # where to compute; auto: a graphics card, if there is one
           **kwargs          # of `open_source`
     )->None:
@@ -307,9 +316,12 @@ def train(data:str=None,    # folder in VOC2012 layout
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
     if source.tags:
         say(f"pictures of each class: {class_counts(source)}")
-    if is_first and not is_finished:
-        say(forecast(model, source, loss))
-    train_model(model, source, out, resume, loss, workers=workers, ranks=ranks, pictures=example_pictures)
+    costs = None if is_finished else pace(model, source, loss, ranks)
+    if workers is None:
+        workers = enough_workers(*costs) if costs and model.text_fg.is_cuda else 1
+    if costs:
+        say(forecast(model, source, loss, workers, costs))
+    train_model(model, source, out, resume, loss, workers, ranks=ranks, pictures=example_pictures)
     if is_finished:
         say(f"{out}: the run is finished ({done} of {iters} iterations); nothing was left to train")
     if is_first:
@@ -327,6 +339,7 @@ def evaluate(data:str,        # folder in VOC2012 layout
              workers=1,       # processes for DenseCRF, and for loading if more than one
              no_crf=False,    # leave DenseCRF out
              drop=0.,         # labels that nowhere reach this share of the strongest are dropped; 0: the paper's CRF
+             batch=0,         # pictures looked at together; 0: 8 on a GPU, 1 on a processor
              **kwargs         # of `open_model`
     )->None:
     "Score a trained model on a split with masks: one scale, scales + flip, DenseCRF."
@@ -334,17 +347,17 @@ def evaluate(data:str,        # folder in VOC2012 layout
     about = dict(norm=model.cfg.norm, palette=model.classes.palette())
     source = open_data(data, val_split, model.classes.classes, None, with_masks=True, **about)
     check_set(source)
-    wanted = modes(no_crf)
+    how = dict(modes=modes(no_crf), workers=workers, batch=batch_for(model, batch))
     if len(source) >= LONG:
-        hours = evaluation_hours(model, source, wanted, workers)
+        hours = evaluation_hours(model, source, **how)
         print(f"{len(source):,} pictures: about {hours:.1f} hours", flush=True)
-    scores = evaluate_model(model, source, workers=workers, out=out and Path(out)/"masks", modes=wanted, drop=drop)
+    scores = evaluate_model(model, source, out=out and Path(out)/"masks", drop=drop, **how)
     if out:
         records = [dict(split=val_split, mode=mode, settings={}, **found) for mode, found in scores.items()]
         facts = dict(val_split=val_split, n_val=len(source), drop=drop, scores=records)
         write_json(Path(out)/"scores.json", facts)  # before anything is printed
     print(table({mode: score["miou"] for mode, score in scores.items()}))
-    print(format_scores(scores[wanted[-1]]))
+    print(format_scores(scores[how["modes"][-1]]))
 
 # %% ../../nbs/5_use/06_commands.ipynb #b5269cc7
 OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # what hinders one mask hinders no other
@@ -378,9 +391,8 @@ def predict(pictures:list,    # pictures, folders with their sub-folders, or - f
         del found[file]
     n_lost = len(failed)  # before any picture was read
     model = open_model(**kwargs)
-    on_processor = next(model.parameters()).device.type == "cpu"
-    batch = batch or (1 if on_processor else 8)  # forwards are shared where that fills the device
-    masks = predict_many(read_ahead(found, failed), model, crf=not no_crf, drop=drop, workers=workers, batch=batch)
+    how = dict(crf=not no_crf, drop=drop, workers=workers, batch=batch_for(model, batch))
+    masks = predict_many(read_ahead(found, failed), model, **how)
     with writer(out, model.classes.names, format, confidence) as write:
         for file, seg in tqdm(masks, total=len(found), desc="predict"):
             try:
@@ -404,11 +416,13 @@ def pseudo(data:str=None,       # folder in VOC2012 layout
     model, source = open_source(data, checkpoint=checkpoint, **kwargs)
     palette = model.classes.palette()
     failed = too_long({source.images[i]: f"{i}.png" for i in source.ids})
+    wanted = STAGES if stages else ("pseudo",)
     for i in tqdm([i for i in source.ids if source.images[i] not in failed], desc="pseudo labels"):
-        maps = preview(model, source.read(i)[0], source.tags[i], dynamic=checkpoint is not None)[1]
-        for stage in STAGES if stages else ("pseudo",):
+        _, maps = preview(model, source.read(i)[0], source.tags[i], checkpoint is not None, wanted)
+        ids = torch.stack([*maps.values()]).byte().cpu().numpy()  # of all stages in one transfer
+        for stage, mask in zip(wanted, ids):
             folder = Path(out)/stage if stages else Path(out)
-            save_mask(folder/f"{i}.png", maps[stage].byte().cpu().numpy(), palette)
+            save_mask(folder/f"{i}.png", mask, palette)
     print(f"{len(source) - len(failed)} label maps written to {out}")
     return _skipped(failed.values())
 

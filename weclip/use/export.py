@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from ..machine import whole_file
 from ..method.clip import block_forward, patches
 from ..method.losses import upsample
-from ..method.model import WeCLIP
+from ..method.model import WeCLIP, tf32
 from ..data.pictures import preprocess
 from ..engine.weights import describe
 from .hub import portable
@@ -92,7 +92,8 @@ def compare(run,           # (B, H, W, 3) uint8 tensor -> (logits, mask), the pr
     for n, h, w in ((1, side, side), (1, 2*p, 7*p), (3, 4*p + p//2, 5*p + 1)):
         img = torch.randint(0, 256, (n, h, w, 3), generator=rng, dtype=torch.uint8).to(model.text_fg.device)
         want = model.logits(preprocess(img, model.cfg.norm))
-        logits, mask = run(img)
+        with tf32(model.cfg.tf32):  # as the model did
+            logits, mask = run(img)
         differences.append(((logits - want).abs().max()/want.abs().max()).item())
         same.append((mask == upsample(want, (h, w)).argmax(1)).float().mean().item())
     return dict(logits=max(differences), pixels=min(same))

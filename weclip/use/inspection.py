@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..method.par import upsample_cam
-from ..method.model import WeCLIP
+from ..method.model import WeCLIP, tf32_as_set
 from ..data.pictures import preprocess
 from ..data.voc import SegData
 from ..data.own import read_pictures
@@ -26,17 +26,19 @@ from ..engine.infer import network_input
 # %% ../../nbs/5_use/04_inspection.ipynb #70638207
 def clip_view(model:WeCLIP,     # its image tower's size is taken
               image:np.ndarray, # (H, W, 3) uint8
-    )->Tensor:                  # (1, 3, H, H), normalised as CLIP was trained, on the CPU
+    )->Tensor:                  # (1, 3, H, H), normalised as CLIP was trained, on the model's device
     "A whole picture, squeezed to the square that CLIP was trained on."
     size = model.clip.visual.image_size
-    return F.interpolate(preprocess(image, "clip")[None], size, mode="bilinear", antialias=True)
+    img = preprocess(image, "clip", model.text_fg.device)[None]
+    return F.interpolate(img, size, mode="bilinear", antialias=True)
 
 @torch.no_grad()
+@tf32_as_set
 def similarity(model:WeCLIP, # its CLIP and sentences are used
-               views:Tensor  # (B, 3, H, H)
+               views:Tensor  # of `clip_view`, (B, 3, H, H)
     )->Tensor:               # (B, C-1), on the CPU
     "Cosines with the classes' sentences, less the picture's mean over all sentences."
-    v = F.normalize(model.clip.visual(views.to(model.text_fg.device)), dim=-1)  # (B, E)
+    v = F.normalize(model.clip.visual(views), dim=-1)  # (B, E)
     cos = v @ torch.cat([model.text_fg, model.text_bg]).T                       # (B, C-1+b)
     return (cos[:, :len(model.text_fg)] - cos.mean(1, keepdim=True)).cpu()
 
@@ -222,8 +224,8 @@ def cam_sheets(model:WeCLIP,      # in evaluation mode
         columns = {f"{name}: first to last": [], "initial CAM": [], "refined CAM": []}
         for i in ids:
             image = data.read(i)[0]
-            cams = class_cams(model, image, data.tags[i], k)
-            shown = [heat(upsample_cam(cam[None], image.shape[:2])[0], image) for cam in cams]
+            cams = torch.stack(class_cams(model, image, data.tags[i], k))
+            shown = [heat(cam, image) for cam in upsample_cam(cams, image.shape[:2]).cpu()]
             for column, picture in zip(columns.values(), (image, *shown)):
                 column.append(picture)
         plain_name = re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40]

@@ -43,7 +43,7 @@ def class_loss(model,    # of `new_classifier`, in training mode
 def has_bf16(device="cpu" # where to compute
     )->bool:
     "Does a device compute in bfloat16 itself?"
-    if torch.device(device).type == "cuda": return torch.cuda.is_bf16_supported()
+    if torch.device(device).type == "cuda": return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 def _stored(state:dict)->dict: # of a model's state dict

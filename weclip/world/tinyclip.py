@@ -313,7 +313,7 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
 def _resume(path:Path, model, parts)->int:
     "Steps done, 0 without a checkpoint; loads it into the model, its optimisers and their schedules."
     if not path.exists(): return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # each part moves what it needs
     model.load_state_dict(state["model"])
     for part, saved in zip(parts, state["rest"]):
         part.load_state_dict(saved)
@@ -342,15 +342,16 @@ def average_precision(scores:Tensor, # higher is more likely, (n, C)
 def zero_shot(model:open_clip.CLIP, # of this page's size and tokenizer
               imgs,                 # iterable of (H, W, 3) uint8
               classes=SCENES,       # what to ask for
-    )->Tensor:                      # (n, C-1) cosines
+    )->Tensor:                      # (n, C-1) cosines, on the model's device
     "Similarity of whole pictures, resized to the model's square, with the classes' prompts."
     side = model.visual.image_size[0]
+    device = model.logit_scale.device
     def square(img):
         x = torch.tensor(img).permute(2, 0, 1)[None]/255
         return F.interpolate(x, (side, side), mode="bilinear", antialias=True)
     x = torch.cat([square(img) for img in imgs])
-    text = model.encode_text(tiny_tokenizer()(classes.fg_texts), normalize=True)
-    return model.encode_image(normalize(x, **NORM), normalize=True) @ text.T
+    text = model.encode_text(tiny_tokenizer()(classes.fg_texts).to(device), normalize=True)
+    return model.encode_image(normalize(x, **NORM).to(device), normalize=True) @ text.T
 
 # %% ../../nbs/3_world/01_tinyclip.ipynb #4621736f
 def save_half(state:dict, # name -> tensor
