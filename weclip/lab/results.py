@@ -15,8 +15,8 @@ import csv, io, json
 import numpy as np
 from filelock import FileLock
 from ..machine import ASSETS, code_digest, made_by, markdown_table, whole_file
-from ..method.config import from_dict, one_of, preset, read_score, to_dict
-from .plan import DRAWN, SCENES_GRID, Run, asked, chosen, plan, row_run, run_config, table_seeds
+from ..method.config import from_dict, preset, read_score, to_dict
+from .plan import DRAWN, SCENES_GRID, TABLES, Run, asked, chosen, plan, row_run, run_config, table_seeds
 
 # %% ../../nbs/6_lab/02_results.ipynb #91d9c997
 WHICH = ("run", "recipe", "seed", "pictures", "iterations", "settings", "serves")  # the run
@@ -269,14 +269,19 @@ def _as_markdown(cells)->Text:
 
 def _has_run(c)->bool: return c["mean"] is not None or bool(c["missing"])
 
-def _below(rows)->Text: # published methods, then ours under the paper's line
-    lines = []
+def _below(rows)->Text: # the paper's line, ours below it; other methods are folded away
+    rows = list(rows)
+    head = ["", *(c["column"] for c in rows[0])]
+    mine = []
+    others = []
     for row in rows:
-        has_run = any(map(_has_run, row))
-        lines.append([_named(row[0]) + (", the paper's" if has_run else ""), *(number(c["paper"]) for c in row)])
-        if has_run:
-            lines.append([f"**{row[0]['label']}, ours**", *map(_ours, row)])
-    return number_table(["", *(c["column"] for c in row)], lines)
+        printed = [number(c["paper"]) for c in row]
+        if any(map(_has_run, row)):
+            mine += [[_named(row[0]) + ", the paper's", *printed], [f"**{row[0]['label']}, ours**", *map(_ours, row)]]
+        else:
+            others.append([_named(row[0]), *printed])
+    folded = f"<details><summary>{len(others)} other methods, as the paper prints them</summary>"
+    return Text("\n\n".join([number_table(head, mine), folded, number_table(head, others), "</details>"]))
 
 # %% ../../nbs/6_lab/02_results.ipynb #227ba7a0
 STAND_IN = ("*Drawn scenes and a CLIP of 3 M parameters in place of {}: other data, another backbone. "
@@ -315,7 +320,8 @@ def show(name,            # of `TABLES`
 
 def _page(name, grid, cells, *paragraphs)->Text:
     photographs = "COCO" if name == "table2" else "VOC"
-    return Text("\n\n".join([*caption(grid, photographs), *paragraphs, *_lacks(cells, command(name, grid))]))
+    shown = grid._replace(seeds=table_seeds(TABLES[name], grid))
+    return Text("\n\n".join([*caption(shown, photographs), *paragraphs, *_lacks(cells, command(name, grid))]))
 
 def _lacks(cells, fill)->list: # paragraphs
     "Why cells are empty, each reason once."
