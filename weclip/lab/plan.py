@@ -137,10 +137,12 @@ TABLES = {t.name: t for t in (
     Table("seeds", "spread over seeds", LABELS,
           tuple(Row(label, _PARTS[label], {}) for label in ("decoder + RFM", "decoder")), _ALL),
     Table("depth_and_overfitting", "layers, with the paper's visits to a picture", GENERALISE,
-          tuple(r._replace(settings={**r.settings, "views": 12}) for r in _LAYERS), ("scenes",), sizes=FEW, length=SHORT),
+          tuple(r._replace(settings={**r.settings, "views": 12}) for r in _LAYERS),
+          ("scenes",), sizes=FEW, length=SHORT),
     Table("refining_maps_over_time", "refining maps, in longer runs", LABELS,
           tuple(Row(label, {**_MAPS[label], "iters": _longer, "switch": _later}, {"val": TABLE6[label]})
-                for label in ("A_s", "A_f G A_s")), ("scenes",), sizes=SHORT_SIZES, length=SHORT))}
+                for label in ("A_s", "A_f G A_s")),
+          ("scenes",), sizes=SHORT_SIZES, length=SHORT))}
 
 # %% ../../nbs/6_lab/01_plan.ipynb #8d777516
 QUICK = dict(iters=4, switch=1, bs=4, warmup=1)

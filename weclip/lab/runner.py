@@ -303,7 +303,7 @@ def _carry_out(s, todo)->dict: # name -> why it failed
 
 # %% ../../nbs/6_lab/04_runner.ipynb #0d5bad2a
 @delegates(set_up, but="notebooks")
-def tables(names:tuple=(),     # table1 ... table7, figure3 ... figure5, differences, seeds, depth_and_overfitting, refining_maps_over_time, results (all of the profile)
+def tables(names:tuple=(),     # table1 ... table7, figure3 ... figure5, others of the plan, results (all)
            *,
            dry_run=False,      # only print the plan: runs, iterations, hours (if results tell), where numbers land
            rerun_stale=False,  # replace results that other code or settings made
