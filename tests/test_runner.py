@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from weclip.lab.plan import Grid, plan, read_places, run_parameters
-from weclip.lab.results import _invented, keep_line, read_lines, result_file
+from weclip.lab.results import _invented, keep_run, read_rows, read_runs, result_file, run_rows
 from weclip.lab.runner import Job, execute, find_devices, hold, on_cluster, run_jobs, run_tables, set_up
 from weclip.cli import main
 
@@ -18,12 +18,12 @@ RUNS = plan(["table4"], Grid(quick=True))
 FIRST, SECOND = (run.name for run in RUNS)
 TRAIN = """import json, os, time
 from pathlib import Path
+from weclip.lab.results import keep_run, result_file, run_rows
 behave = json.loads(Path(out, "behave.json").read_text()).get(name, "")
 with open(f"{out}/{name}/starts", "a") as f: f.write(f"{os.getpid()}\\n")
 if behave == "raise": 1/0
 if behave == "slow": time.sleep(60)
-os.makedirs(results, exist_ok=True)
-with open(f"{results}/scenes.jsonl", "a") as f: f.write(Path(out, f"{name}.json").read_text() + "\\n")"""
+keep_run(result_file(results, "scenes"), run_rows(json.loads(Path(out, f"{name}.json").read_text())))"""
 
 def page(path, *sources):
     "A notebook whose first cell holds the parameters."
@@ -60,7 +60,7 @@ def go(grid, dry_run=False, rerun_stale=False, **more):
 
 def starts(grid, name): return (grid["out"]/name/"starts").read_text().split()
 def table(grid): return result_file(grid["results"], "scenes")
-def shown(grid, name): return nbformat.read(open(grid["out"]/f"{name}.ipynb"), 4).cells[-1].outputs[0]
+def shown(grid, name): return nbformat.read(open(grid["out"]/f"{name}.ipynb"), 4).cells[-1].outputs[-1]
 
 def until(true, seconds=120):
     "Wait for something to become true."
@@ -77,8 +77,8 @@ def test_runs_then_pages_then_only_what_is_missing(grid):
     behave(grid["out"], {FIRST: "raise"})
     status, said = go(grid)
     assert status == 1 and f"failed: {FIRST}: cell 2: ZeroDivisionError: division by zero; see " in said
-    assert [*read_lines(table(grid))[0]] == [SECOND]
-    assert shown(grid, "table4")["data"]["text/plain"] == "([1, 2, 3], 'cpu')"
+    assert [*read_runs(table(grid))[0]] == [SECOND]
+    assert shown(grid, "table4")["data"]["text/plain"] == "([1, 2, 3, 4, 5], 'cpu')"
     assert shown(grid, FIRST)["output_type"] == "error"
 
     behave(grid["out"], {})
@@ -87,18 +87,19 @@ def test_runs_then_pages_then_only_what_is_missing(grid):
     assert [len(starts(grid, name)) for name in (FIRST, SECOND)] == [2, 1]
 
     lines = table(grid).read_text().splitlines()
-    kept = [line for line in lines if FIRST not in line]
+    kept = [line for line in lines if not line.startswith(FIRST)]
     table(grid).write_text("\n".join(kept) + "\n")
+    others = read_rows(table(grid))[0]
     (grid["out"]/f"{FIRST}.json").write_text(json.dumps({**_invented(RUNS[0]), "scores": []}))
     status, said = go(grid)
     assert status == 1 and f"no number: {FIRST}: missing: score" in said
     assert [len(starts(grid, name)) for name in (FIRST, SECOND)] == [3, 1]
-    assert set(kept) < set(table(grid).read_text().splitlines()) and len(lines) == 2
+    assert others and [row for row in read_rows(table(grid))[0] if row["run"] == SECOND] == others
 
 def test_stale_results_are_shown_and_kept_until_asked(grid):
     for run in RUNS:
-        keep_line(table(grid), _invented(run))
-    keep_line(table(grid), {**_invented(RUNS[0]), "code": "0"*12})
+        keep_run(table(grid), run_rows(_invented(run)))
+    keep_run(table(grid), run_rows(_invented(RUNS[0], code="0"*12)))
     old = grid["out"]/FIRST
     old.mkdir()
     (old/"checkpoint.pt").touch()
