@@ -25,7 +25,8 @@ from weclip.lab.results import collect, put_between, read_results
 EXPERIMENTS = Path(__file__).resolve().parents[1]/"experiments"
 ALONE = ("01_run",)  # executed for each training
 # what a page says instead of what it lacks
-MISSING = ("Not drawn:", "Not measured:", "not measured |", "No results yet", "No row has a score", "No run has a score")
+MISSING = ("Not drawn:", "Not measured:", "not measured |", "No results yet", "No row has a score",
+           "No run has a score")
 
 # what the notebooks import, and scikit-learn's lazy parts
 IMPORTED = ("__main__", "weclip.engine.job", "weclip.lab.runner", "weclip.world.classifier", "sklearn.manifold",

@@ -1,0 +1,535 @@
+"""What the README and the pages of experiments/ show and say is what the stored results give.
+
+Intervals and verdicts are computed once more, by another path; every page whose numbers need no model is executed again
+and compared with what is stored; what pages say in words is a function of the results, one a page. A page that nobody
+holds, or that two functions hold, fails.
+"""
+import ast
+import csv
+import math
+import re
+from collections import Counter
+from contextlib import chdir
+
+import pytest
+from hypothesis import assume, given, strategies as st
+from scipy.stats import ttest_rel
+
+from test_properties import settings  # their profile
+from test_tables import EXPERIMENTS, ROOT, cells, write
+from weclip.method.classes import COCO, SCENES, SCENES12, VOC
+from weclip.method.config import preset
+from weclip.data.voc import open_data
+from weclip.world.scenes import write_scenes
+from weclip.engine.weights import build
+from weclip.engine.train import train
+from weclip.engine.infer import evaluate
+from weclip.engine.job import open_training
+from weclip.lab import claims
+from weclip.lab.claims import (
+    CLAIMS, VERDICTS, Cell, Claim, Effect, answer, answer_table, answers, in_points, interval, row_effects, verdict)
+from weclip.lab.paper import TABLE4, TABLE5, TABLE6, WECLIP
+from weclip.lab.plan import FEW, SHORT, SIZES, TABLES, Grid, asked, plan, run_config, table_seeds
+from weclip.lab.results import (
+    collect, in_text, keep_run, keep_table, kept_rows, kept_table, read_results, read_rows, result_file)
+
+RESULTS = EXPERIMENTS/"results"
+GRID = Grid(results=RESULTS)
+PAGES = sorted(path.stem for path in EXPERIMENTS.glob("*.ipynb"))
+assert settings
+
+# ---- intervals and verdicts, whatever the numbers
+
+points = st.integers(-50_000, 50_000).map(lambda n: n/1000)
+
+@st.composite
+def two_rows(draw):
+    seeds = draw(st.lists(st.integers(1, 9), min_size=2, max_size=6, unique=True))
+    return tuple({seed: draw(points) for seed in seeds} for _ in range(2))
+
+@st.composite
+def effects(draw):
+    low, high = sorted((draw(points), draw(points)))
+    return Effect((low + high)/2, low, high, 3)
+
+@given(effects(), st.integers(1, 9_000).map(lambda n: n/1000))
+def test_every_interval_has_one_of_four_verdicts(ours, size):
+    holds = dict(zero=ours.low <= 0 <= ours.high, size=ours.low <= size <= ours.high)
+    cases = (ours.low > 0, holds["zero"] and not holds["size"], ours.high < 0, holds["zero"] and holds["size"])
+    assert sum(cases) == 1 and verdict(ours, size) == VERDICTS[cases.index(True)]
+    without = verdict(ours)
+    assert without == ("undecided" if cases[1] else verdict(ours, size))
+
+def test_one_seed_decides_nothing():
+    told = [verdict(interval({1: a}, {1: 50.}), 3.) for a in (10., 50., 51., 90.)]
+    assert told == ["undecided"]*4
+
+@given(two_rows(), points)
+def test_an_interval_moves_with_its_rows(rows, shift):
+    a, b = rows
+    ours = interval(a, b)
+    moved = interval({seed: x + shift for seed, x in a.items()}, b)
+    assert moved[:3] == pytest.approx([x + shift for x in ours[:3]], abs=1e-6)
+    turned = interval(b, a)
+    assert turned[:3] == pytest.approx((-ours.mean, -ours.high, -ours.low), abs=1e-6)
+    other_order = interval(dict(reversed(a.items())), {**b, 99: 7.})  # a seed of one row alone is not read
+    assert other_order == ours
+
+@given(two_rows())
+def test_intervals_are_those_of_the_paired_t_test(rows):
+    a, b = rows
+    differences = [a[seed] - b[seed] for seed in a]
+    assume(max(differences) - min(differences) > .01)
+    other = ttest_rel([*a.values()], [*b.values()]).confidence_interval(.95)
+    assert interval(a, b)[1:3] == pytest.approx((other.low, other.high), abs=1e-6)
+
+# ---- answers by hand
+
+def test_answers_of_invented_runs(tmp_path):
+    "Differences 19.5, 20 and 20.5 with, then without a third seed of one row; a table that nobody has run."
+    grid = Grid(seeds=(1, 2, 3), results=tmp_path)
+    for run in plan(["table4"], grid):
+        miou = .3 + run.seed/200 if "refine" in run.settings else .49 + run.seed/100
+        write(tmp_path, run, miou)
+    helps, = answers(grid, "table4")
+    assert helps.verdict == "same direction" and helps.ours.seeds == 3 and helps.ours.mean == pytest.approx(20)
+    assert helps.ours.high - 20 == pytest.approx(4.3027*.5/3**.5, abs=1e-3)
+    line = "| refinement (RFM) helps | Table 4 | +6.2 | +20.0 | +18.8 to +21.2 | 3 | same direction |"
+    assert answer_table([helps]).splitlines()[-1] == line
+    assert {a.verdict for a in answers(grid, "table6")} == {"not measured"}
+    assert answers(grid._replace(seeds=(1,)), "table4")[0].verdict == "undecided"
+
+def test_rows_are_compared_with_the_first(tmp_path):
+    "A row that is the first's run is left out; another evaluation, which nobody has made, is not measured."
+    grid = Grid(seeds=(1, 2), results=tmp_path)
+    for run in plan(["differences"], grid):
+        miou = .4 if "differences: weight decay 1e-3" in run.used_by else .505
+        if not any(score.settings for score in run.scores):
+            write(tmp_path, run, miou + run.seed/100)
+    for run in plan(["table2", "refining_maps_over_time"], grid):
+        if "differences: released code" in run.used_by:
+            write(tmp_path, run, .51 + run.seed/50)
+    found = {a.claim.text: a for a in row_effects("differences", grid)}
+    assert "COCO in batches of 8" not in found and "released code" not in found
+    assert found["weight decay 1e-3"].ours.mean == pytest.approx(-12.5)
+    assert found["own size"].verdict == "not measured"
+
+def test_a_kept_table_answers_by_seed(tmp_path):
+    grid = Grid(results=tmp_path)
+    keep_table("labels", grid, ["", "seed 2", "seed 1"], [["10 %", "48.00", "47.00"], ["end", "50.00", "50.00"]])
+    claim = Claim("labels improve", "Figure 3", Cell("labels", "end"), Cell("labels", "10 %"), None)
+    assert answer(claim, grid).ours[::3] == (2.5, 2)
+    missing = answer(claim._replace(behind=Cell("labels", "static")), grid)
+    assert missing.verdict == "not measured"
+
+def test_claims_are_of_the_paper_and_told_apart():
+    front = [claim for claim in CLAIMS if claim.front]
+    assert len(front) <= 12 and len({claim.text for claim in CLAIMS}) == len(CLAIMS)
+    printed = {table: {row.label: row.paper for row in TABLES[table].rows} for table in TABLES}
+    odd = []
+    for claim in CLAIMS:
+        if claim.paper is None: continue
+        ahead, behind = (printed[cell.table][cell.row][cell.column] for cell in (claim.ahead, claim.behind))
+        if claim.paper <= 0 or claim.paper != round(ahead - behind, 1):
+            odd.append(claim)
+    assert not odd
+
+# ---- the stored results
+
+@pytest.fixture(scope="session")
+def committed():
+    "The grid of the committed results, which have to be of this code."
+    had = read_results(RESULTS, plan())
+    stale = [name for name, found in had.items() if isinstance(found, str) and found.startswith("stale")]
+    if stale:
+        pytest.fail(f"{len(stale)} of {len(had)} committed results were made by other code, the first is {stale[0]}: "
+                    f"{had[stale[0]]}. Renew them: `weclip tables --rerun-stale`", pytrace=False)
+    return GRID
+
+@pytest.fixture(scope="session")
+def complete(committed):
+    "The same, with every run of the plan."
+    had = read_results(RESULTS, plan())
+    lost = {name: found for name, found in had.items() if isinstance(found, str)}
+    if lost:
+        name, why = next(iter(lost.items()))
+        pytest.fail(f"{len(lost)} of {len(had)} runs have no result, the first is {name}: {why}. "
+                    "Fill them: `weclip tables`", pytrace=False)
+    return committed
+
+def test_every_run_of_the_scenes_is_committed(complete): pass
+
+def test_stored_tables_open_in_one_line():
+    "As pandas would read them: one header of different names, lines of its length, numbers where numbers belong."
+    files = sorted(RESULTS.glob("*.csv"))
+    odd = [file.name for file in RESULTS.iterdir() if file.suffix not in (".csv", ".npz", ".png", ".lock")]
+    for file in files:
+        head, *lines = csv.reader(file.read_text(encoding="utf-8").splitlines())
+        if len(set(head)) != len(head) or {len(line) for line in lines} != {len(head)}:
+            odd.append(f"{file.name}: two columns of one name, or lines that are longer or shorter than the header")
+        numbers = [k for k, name in enumerate(head) if name in ("miou", "minutes", "seed") or name.startswith("iou: ")]
+        odd += [f"{file.name}: {line[k]!r}" for line in lines for k in numbers if line[k] and not is_percent(line[k])]
+    assert not odd and {"scenes.csv", "scenes12.csv"} <= {file.name for file in files}
+
+def is_percent(text): return math.isfinite(float(text)) and 0 <= float(text) <= 100
+
+def test_stored_results_are_whole_sorted_and_of_one_code(tmp_path):
+    for profile in "scenes", "scenes12":
+        file = result_file(RESULTS, profile)
+        rows, damaged = read_rows(file)
+        assert rows and not damaged and len({row["code"] for row in rows}) == 1
+        again = tmp_path/file.name
+        again.write_bytes(file.read_bytes())
+        keep_run(again, [row for row in rows if row["run"] == rows[0]["run"]])
+        assert again.read_bytes() == file.read_bytes(), f"{file.name} is not as it is written"
+
+def test_stored_results_know_what_they_serve():
+    "And no row belongs to a run that no table asks for."
+    serves = {run.name: "; ".join(run.used_by) for run in plan()}
+    rows = [row for profile in ("scenes", "scenes12") for row in read_rows(result_file(RESULTS, profile))[0]]
+    odd = {row["run"]: row["serves"] for row in rows if row["serves"] != serves.get(row["run"])}
+    assert not odd
+
+# ---- the same numbers by another path
+
+def by_hand(cell):
+    "Scores of a claim's cell by seed: from the rows that serve its line, or from a table that a page has kept."
+    if cell.table not in TABLES:
+        with open(RESULTS/f"{cell.table}-scenes.csv", encoding="utf-8") as file:
+            row = next(row for row in csv.DictReader(file) if row[""] == cell.row)
+        return {int(name.split()[1]): float(x) for name, x in row.items() if name.startswith("seed ")}
+    table = TABLES[cell.table]
+    row, = [row for row in table.rows if row.label == cell.row and row.settings is not None]
+    score = asked(table, row, GRID)[cell.column]
+    wanted = dict(split=score.split, prediction=score.mode, evaluation=in_text(score.settings))
+    found = {}
+    with open(RESULTS/"scenes.csv", encoding="utf-8") as file:
+        for stored in csv.DictReader(file):
+            is_served = f"{cell.table}: {cell.row}" in stored["serves"].split("; ")
+            if is_served and all(stored[name] == value for name, value in wanted.items()):
+                found[int(stored["seed"])] = float(stored["miou"])
+    return found
+
+def told_by_hand(claim):
+    "What stands behind a claim in a table of answers: paper, ours, interval, seeds, verdict."
+    paper = "no number" if claim.paper is None else f"{claim.paper:+.1f}"
+    ahead, behind = map(by_hand, (claim.ahead, claim.behind))
+    seeds = sorted(ahead.keys() & behind.keys())
+    if not seeds: return [paper, "–", "– to –", "0", "not measured"]
+    test = ttest_rel([ahead[seed] for seed in seeds], [behind[seed] for seed in seeds])
+    low, high = test.confidence_interval(.95)
+    holds_paper = claim.paper is None or low <= claim.paper <= high
+    told = "undecided" if holds_paper else "paper's size excluded"
+    if low > 0 or high < 0:
+        told = "same direction" if low > 0 else "opposite"
+    mean = sum(ahead[seed] - behind[seed] for seed in seeds)/len(seeds)
+    ends = " to ".join(map(in_points, (low, high)))
+    return [paper, in_points(mean), ends, str(len(seeds)), told]
+
+def line_of(claim, told): return "| " + " | ".join([claim.text, claim.where, *told]) + " |"
+
+def test_answers_by_another_path(committed):
+    "Every claim of the list and every row of the page of differences, as far as there are results."
+    everything = [*answers(committed), *row_effects("differences", committed)]
+    has_labels = not kept_rows("labels", committed)[2]
+    found = [a for a in everything if a.claim.ahead.table in TABLES or has_labels]
+    odd = []
+    for a in found:
+        line = answer_table([a]).splitlines()[-1]
+        if line != line_of(a.claim, told_by_hand(a.claim)):
+            odd.append((line, told_by_hand(a.claim)))
+    assert not odd and len(found) > 30
+
+# ---- what the stored pages show
+
+NEED_MODELS = ("01_run", "figure5")  # figure 5 trains a network where there is none
+
+def shown(cell):
+    "Markdown or text that a cell shows as stored; None: a picture, or nothing."
+    outputs = [o["data"] for o in cell["outputs"] if "data" in o]
+    for kind in "text/markdown", "text/plain":
+        texts = ["".join(data[kind]) for data in outputs if kind in data and "image/png" not in data]
+        if texts: return texts[-1]
+    return None
+
+def run_cell(source, names):
+    "Execute a cell; what its last line gives."
+    *body, last = ast.parse(source).body
+    is_shown = isinstance(last, ast.Expr)
+    exec(compile(ast.Module(body if is_shown else [*body, last], []), "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if is_shown else None
+
+def executed_again(page, out):
+    "Cells of a page with the text that they give now; neither runs nor models are looked for, and nothing is written."
+    names = {}
+    with chdir(EXPERIMENTS):
+        for cell in cells(f"{page}.ipynb"):
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or "write_text" in source: continue
+            made = run_cell(source, names)
+            names["out"] = str(out)
+            if isinstance(made, str):
+                yield source, cell, str(made) if hasattr(made, "_repr_markdown_") else repr(made)
+
+def test_stored_pages_show_what_their_code_gives(complete, tmp_path, monkeypatch):
+    for name in "forest", "bars":
+        monkeypatch.setattr(claims, name, lambda *given: None)
+    odd = []
+    for page in sorted({*PAGES} - {*NEED_MODELS}):
+        for source, cell, made in executed_again(page, tmp_path/"no runs"):
+            if source.startswith("STAGES"): continue  # tells how many seeds have their models
+            if shown(cell) != made:
+                odd.append(f"{page}: {source.splitlines()[-1]}")
+    assert not odd
+
+def test_figure_5_shows_the_kept_table(complete):
+    cell, = [c for c in cells("figure5.ipynb") if 'keep_table("figure5"' in "".join(c["source"])]
+    assert shown(cell) == kept_table("figure5", complete, "")
+
+def printed_answers(text):
+    "The lines of a text's tables of answers."
+    return [line for line in text.splitlines() if line.startswith("| ") and line.strip(" |").endswith(
+        (*VERDICTS, "not measured"))]
+
+def test_the_block_of_the_readme(complete):
+    block = (ROOT/"README.md").read_text(encoding="utf-8").split("results -->")[1]
+    front = [claim for claim in CLAIMS if claim.front]
+    assert printed_answers(block) == [line_of(claim, told_by_hand(claim)) for claim in front]
+    assert "experiments/results/claims.png" in block and (RESULTS/"claims.png").is_file()
+
+def test_every_printed_answer_is_that_of_the_results(complete):
+    "By the other path, wherever a page prints one of the claims."
+    known = {(claim.text, claim.where): claim for claim in CLAIMS}
+    known |= {(a.claim.text, a.claim.where): a.claim for a in row_effects("differences", complete)}
+    odd = []
+    count = 0
+    for page in PAGES:
+        for cell in cells(f"{page}.ipynb"):
+            if not "".join(cell["source"]).startswith("answer_table("): continue
+            lines = printed_answers(shown(cell) or "")
+            count += len(lines)
+            if not lines:
+                odd.append(f"{page}: no answers are stored")
+            for line in lines:
+                claim = known.get(tuple(part.strip() for part in line.strip("|").split(" | ")[:2]))
+                if claim and line != line_of(claim, told_by_hand(claim)):
+                    odd.append(f"{page}: {line}")
+    assert not odd and count > 2*len(CLAIMS)
+
+# ---- what the pages say: of the paper and the settings, then of the results
+
+SAYS = []   # (page, function of its words)
+FOUND = []  # (page, function of its words and the grid)
+
+def says(page): return lambda check: SAYS.append((page, check)) or check
+def found(page): return lambda check: FOUND.append((page, check)) or check
+
+def words(page):
+    return "\n\n".join("".join(c["source"]) for c in cells(f"{page}.ipynb") if c["cell_type"] == "markdown")
+
+def percents(values): return [f"{x:.1f}" for x in values]
+def in_order(values, text): return re.search(r".*?".join(map(re.escape, values)), text, re.S) is not None
+
+def config_of(table): return run_config(plan([table])[0])
+def lengths_of(*tables): return sorted({run_config(run).iters for table in tables for run in plan([table])})
+
+def visits(iterations, batch, pictures): return f"{iterations*batch/pictures:.1f} times"
+
+@says("01_run")
+def _(text):
+    parameters = "".join(cells("01_run.ipynb")[2]["source"])
+    train_size, val, _ = SIZES
+    return {"as many scenes as in the tables": in_order([f"train = {train_size}", f"val = {val}"], parameters)}
+
+@says("table1")
+def _(text):
+    row = WECLIP["table1"]
+    first, second = (percents([row[f"{split}"], row[f"{split} + CRF"]]) for split in ("val", "test"))
+    return {"numbers": in_order([first[0], second[0], first[1], second[1]], text)}
+
+@says("table2")
+def _(text): return {"numbers": in_order([*percents(WECLIP["table2"].values()), f"{len(COCO.classes)} classes"], text)}
+
+@says("table3")
+def _(text):
+    hours, memory = WECLIP["table3"].values()
+    return {"numbers": in_order([f"{hours} hours", f'"{memory}G"'], text),
+            "in GiB": f"its {memory} are {memory*1e9/2**30:.1f} GiB" in text}
+
+@says("table4")
+def _(text): return {"numbers": all(x in text for x in percents(TABLE4.values()))}
+
+@says("table5")
+def _(text): return {"numbers": in_order(percents(TABLE5.values()), text)}
+
+@says("table6")
+def _(text):
+    cfg = config_of("table6")
+    return {"numbers": in_order(percents(TABLE6.values()), text),
+            "switch": f"first {cfg.switch:,} of {cfg.iters:,} iterations" in text,
+            "maps": in_order([f"last {cfg.n_static} attention maps", f"rows take the last {cfg.n_dynamic}."], text)}
+
+@says("table7")
+def _(text):
+    million, val, test = WECLIP["table7"].values()
+    return {"numbers": in_order([f"{million} M", f"{val} %", f"{test} %"], text)}
+
+@says("figure3")
+def _(text): return {"stages": "as it was after a part of the training and at its end" in text}
+
+@says("figure4")
+def _(text): return {"what is shown": in_order(["three best", "three around the median", "three worst"], text)}
+
+@says("figure5")
+def _(text): return {"the last block that the decoder reads": f"block {config_of('table1').n_feats}" in text}
+
+@says("results")
+def _(text): return {"no number of results in words": not re.search(r"\d points", text)}
+
+@says("seeds")
+def _(text): return {"no number of results in words": not re.search(r"\d points", text)}
+
+@says("differences")
+def _(text):
+    paper = preset("voc")
+    return {"switch of the code": f"{paper.switch + 1:,}th of {paper.iters:,}" in text,
+            "seeds": f"three seeds after {config_of('differences').iters} iterations" in text}
+
+@says("depth_and_overfitting")
+def _(text):
+    cfg = config_of("depth_and_overfitting")
+    paper = preset("voc")
+    long = config_of("table5")
+    return {"the paper's visits": in_order(["10,582", visits(paper.iters, paper.bs, 10_582)], text),
+            "Table 5's": in_order(["12,800", visits(long.iters, long.bs, SIZES[0])], text),
+            "here": in_order([f"/ {FEW[0]}", visits(cfg.iters, cfg.bs, FEW[0])], text)}
+
+@says("refining_maps_over_time")
+def _(text):
+    lengths = lengths_of("refining_maps_over_time", "table6")
+    last = config_of("table6")
+    return {"lengths": in_order([f"runs of {lengths[0]}", f"of {lengths[1]:,}", f"of {lengths[2]:,}"], text),
+            "switch": f"after {100*last.switch//last.iters} %" in text}
+
+@found("differences")
+def _(text, grid):
+    answered = row_effects("differences", grid)
+    off = [a for a in answered if a.verdict in ("same direction", "opposite")]
+    best = answered[0]
+    count = f"one of the {len(answered)} intervals lies off zero"
+    return {"one": [a.claim.text for a in off] == ["plain cross-entropy"] and count in text,
+            "its size": size_in_words(off[0].ours, "costs", text),
+            "the largest gain": best.claim.text == "affinity loss: cross-entropy",
+            "its interval": in_order([in_points(best.ours.mean), f"from {in_points(best.ours.low)} to "
+                                      f"{in_points(best.ours.high)}"], text)}
+
+def size_in_words(ours, verb, text):
+    "A difference as a page would say it, without signs."
+    near, far = sorted((abs(ours.low), abs(ours.high)))
+    return f"{verb} {abs(ours.mean):.1f} points ({near:.1f} to {far:.1f})" in text
+
+@found("depth_and_overfitting")
+def _(text, grid):
+    score = {(c["label"], c["column"]): c["values"] for c in collect("depth_and_overfitting", grid)}
+    labels = [row.label for row in TABLES["depth_and_overfitting"].rows]
+    gaps = {}
+    for label in labels:
+        on_others = score[label, "val, one scale"]
+        gaps[label] = {seed: x - on_others[seed] for seed, x in score[label, "training pictures, one scale"].items()}
+    means = [sum(gap.values())/len(gap) for gap in gaps.values()]
+    wider = {label: interval(gaps[label], gaps["1 layer"]) for label in labels[1:]}
+    off = [label for label, ours in wider.items() if ours.low > 0 or ours.high < 0]
+    fall = interval(score["3 layers", "val"], score["5 layers", "val"])
+    size = round(TABLE5[3] - TABLE5[5], 1)
+    return {"five to six points": "five to six points" in text and 5 < min(means) and max(means) < 6.5,
+            "three layers": off == ["3 layers"] and f"by {wider['3 layers'].mean:.1f} points over one" in text,
+            "the fall is excluded": fall.high < size and fall.low < 0 < fall.high and f"fall of {size} points" in text}
+
+def test_every_page_is_held_once():
+    count = Counter(page for page, _ in SAYS)
+    assert {page: count[page] for page in [*PAGES, *count]} == dict.fromkeys(PAGES, 1)
+    assert max(Counter(page for page, _ in FOUND).values()) == 1
+
+def false_claims(checks, *given):
+    return [f"{page}: {what}" for page, check in checks for what, holds in check(words(page), *given).items()
+            if not holds]
+
+def test_what_the_pages_say_of_paper_and_settings(): assert not false_claims(SAYS)
+
+def test_what_the_pages_say_of_finished_tables(committed):
+    finished = [(page, check) for page, check in FOUND if TABLES[page].length == SHORT]
+    assert len(finished) == 2 and not false_claims(finished, committed)
+
+def test_what_the_pages_say_of_the_results(complete): assert not false_claims(FOUND, complete)
+
+def test_no_page_speaks_of_bounds_and_resolved_pairs():
+    "Words of a test that is gone: against a bound, of all pairs of rows."
+    odd = [f"{page}: {word}" for page in PAGES for word in ("resolved", "Not resolved", "bound for")
+           if word in words(page)]
+    assert not odd
+
+# ---- what differs from the paper's setting
+
+NUMBERS = {"one": 1, "three": 3, "five": 5, "seven": 7, "twelve": 12, "twenty": 20, "eighty": 80}
+WHOSE = dict(results="table1", seeds="seeds", figure3="table4")  # page -> table whose runs it shows; others: their own
+NOTE = re.compile(
+    r"drawn pictures of (?P<classes>\w+) classes in place of (?P<photographs>\w+)'s photographs of (?P<many>\w+); .*"
+    r"a decoder of width (?P<width>\d+) in place of (?P<wide>\d+); "
+    r"(?P<iterations>[\d, and]+) iterations of (?P<batch>\d+) crops of (?P<crop>\d+) pixels(?:, (?P<pictures>\d+) pictures,)? in place of (?P<paper>[\d,]+ of \d+ of \d+); "
+    r"(?P<seeds>\w+) seeds?; (?P<views>\w+) fixed crops? per picture; PAR at half size\. "
+    r"With `profile = \"(?P<profile>\w+)\"` everything is as in the released code\.")
+
+def note_of(page):
+    "What a page's note says, in numbers."
+    told = NOTE.search("".join(cells(f"{page}.ipynb")[1]["source"]))
+    if not told: return {}
+    found = {k: NUMBERS.get(text, text) for k, text in told.groupdict().items()}
+    numbers = ("width", "wide", "batch", "crop")
+    iterations = [int(x.replace(",", "")) for x in re.split(r", (?=\d)| and ", found.pop("iterations"))]
+    return found | {k: int(found[k]) for k in numbers} | dict(iterations=iterations)
+
+def note_by_hand(page):
+    "The same from plan and presets."
+    table = TABLES[WHOSE.get(page, page)]
+    runs = plan([table.name])
+    cfg = run_config(runs[0])
+    lengths = lengths_of(table.name, *(["table6"] if page == "refining_maps_over_time" else []))
+    photographs = "coco" if cfg.classes == "scenes12" else "voc"
+    paper = preset(photographs)
+    return dict(
+        classes=len((SCENES12 if cfg.classes == "scenes12" else SCENES).classes), photographs=photographs.upper(),
+        many=len((COCO if photographs == "coco" else VOC).classes), width=cfg.d, wide=paper.d, iterations=lengths,
+        batch=cfg.bs, crop=cfg.crop, paper=f"{paper.iters:,} of {paper.bs} of {paper.crop}",
+        pictures=str(table.sizes[0]) if table.sizes == FEW else None, seeds=len(table_seeds(table)), views=cfg.views,
+        profile=photographs)
+
+def test_every_page_begins_with_what_differs():
+    begin = "**Notes: what differs from the paper's setting.** On the scenes: "
+    odd = []
+    for page in PAGES:
+        if page == "01_run": continue
+        second = cells(f"{page}.ipynb")[1]
+        if second["cell_type"] != "markdown" or not "".join(second["source"]).startswith(begin):
+            odd.append(f"{page}: no note")
+        elif page != "figure5" and note_of(page) != note_by_hand(page):
+            odd.append(f"{page}: {note_of(page)}, not {note_by_hand(page)}")
+    assert not odd
+    assert {run_config(run).par_scale for run in plan()} == {.5} and preset("voc").par_scale == 1
+
+# ---- from scratch
+
+@pytest.mark.slow
+def test_refinement_helps(tmp_path):
+    "Three seeds on 400 scenes, 80 iterations: labels from refined CAMs against labels from the initial ones."
+    root = write_scenes(tmp_path/"scenes", train=400, val=60)
+    scores = {True: {}, False: {}}
+    for seed in 1, 2, 3:
+        for refine in scores:
+            cfg = preset("scenes", seed=seed, iters=80, switch=24, warmup=15, refine=refine)
+            model = build("tiny", cfg)
+            data = open_training(model, root, "train")
+            train(model, data, tmp_path/f"{seed}-{refine}", cache=tmp_path/"cache", progress=False)
+            val = open_data(root, "val", SCENES.classes, with_masks=True, norm=cfg.norm)
+            scores[refine][seed] = 100*evaluate(model, val, modes=("single",), progress=False)["single"]["miou"]
+    ours = interval(scores[True], scores[False])
+    assert verdict(ours, round(TABLE4["decoder + RFM"] - TABLE4["decoder"], 1)) == "same direction", (ours, scores)
