@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from contextlib import chdir
+from functools import cache
 
 import pytest
 from hypothesis import assume, given, strategies as st
@@ -27,7 +28,7 @@ from weclip.engine.infer import evaluate
 from weclip.engine.job import open_training
 from weclip.lab import claims
 from weclip.lab.claims import (
-    CLAIMS, VERDICTS, Cell, Claim, Effect, answer, answer_table, answers, in_points, interval, row_effects, verdict)
+    CLAIMS, VERDICTS, Cell, Claim, Effect, answer_table, answers, in_points, interval, row_effects, verdict)
 from weclip.lab.paper import TABLE4, TABLE5, TABLE6, WECLIP
 from weclip.lab.plan import FEW, SHORT, SIZES, TABLES, Grid, asked, plan, run_config, table_seeds
 from weclip.lab.results import (
@@ -118,9 +119,8 @@ def test_a_kept_table_answers_by_seed(tmp_path):
     grid = Grid(results=tmp_path)
     keep_table("labels", grid, ["", "seed 2", "seed 1"], [["10 %", "48.00", "47.00"], ["end", "50.00", "50.00"]])
     claim = Claim("labels improve", "Figure 3", Cell("labels", "end"), Cell("labels", "10 %"), None)
-    assert answer(claim, grid).ours[::3] == (2.5, 2)
-    missing = answer(claim._replace(behind=Cell("labels", "static")), grid)
-    assert missing.verdict == "not measured"
+    found, missing = answers(grid, [claim, claim._replace(behind=Cell("labels", "static"))])
+    assert found.ours[::3] == (2.5, 2) and missing.verdict == "not measured"
 
 def test_claims_are_of_the_paper_and_told_apart():
     front = [claim for claim in CLAIMS if claim.front]
@@ -136,10 +136,13 @@ def test_claims_are_of_the_paper_and_told_apart():
 
 # ---- the stored results
 
+@cache
+def had_results(): return read_results(RESULTS, plan())
+
 @pytest.fixture(scope="session")
 def committed():
     "The grid of the committed results, which have to be of this code."
-    had = read_results(RESULTS, plan())
+    had = had_results()
     stale = [name for name, found in had.items() if isinstance(found, str) and found.startswith("stale")]
     if stale:
         pytest.fail(f"{len(stale)} of {len(had)} committed results were made by other code, the first is {stale[0]}: "
@@ -149,7 +152,7 @@ def committed():
 @pytest.fixture(scope="session")
 def complete(committed):
     "The same, with every run of the plan."
-    had = read_results(RESULTS, plan())
+    had = had_results()
     lost = {name: found for name, found in had.items() if isinstance(found, str)}
     if lost:
         name, why = next(iter(lost.items()))
@@ -330,8 +333,11 @@ def words(page):
 def percents(values): return [f"{x:.1f}" for x in values]
 def in_order(values, text): return re.search(r".*?".join(map(re.escape, values)), text, re.S) is not None
 
-def config_of(table): return run_config(plan([table])[0])
-def lengths_of(*tables): return sorted({run_config(run).iters for table in tables for run in plan([table])})
+@cache
+def runs_of(table): return plan([table])
+
+def config_of(table): return run_config(runs_of(table)[0])
+def lengths_of(*tables): return sorted({run_config(run).iters for table in tables for run in runs_of(table)})
 
 def visits(iterations, batch, pictures): return f"{iterations*batch/pictures:.1f} times"
 
@@ -475,7 +481,8 @@ WHOSE = dict(results="table1", seeds="seeds", figure3="table4")  # page -> table
 NOTE = re.compile(
     r"drawn pictures of (?P<classes>\w+) classes in place of (?P<photographs>\w+)'s photographs of (?P<many>\w+); .*"
     r"a decoder of width (?P<width>\d+) in place of (?P<wide>\d+); "
-    r"(?P<iterations>[\d, and]+) iterations of (?P<batch>\d+) crops of (?P<crop>\d+) pixels(?:, (?P<pictures>\d+) pictures,)? in place of (?P<paper>[\d,]+ of \d+ of \d+); "
+    r"(?P<iterations>[\d, and]+) iterations of (?P<batch>\d+) crops of (?P<crop>\d+) pixels"
+    r"(?:, (?P<pictures>\d+) pictures,)? in place of (?P<paper>[\d,]+ of \d+ of \d+); "
     r"(?P<seeds>\w+) seeds?; (?P<views>\w+) fixed crops? per picture; PAR at half size\. "
     r"With `profile = \"(?P<profile>\w+)\"` everything is as in the released code\.")
 
@@ -491,8 +498,7 @@ def note_of(page):
 def note_by_hand(page):
     "The same from plan and presets."
     table = TABLES[WHOSE.get(page, page)]
-    runs = plan([table.name])
-    cfg = run_config(runs[0])
+    cfg = config_of(table.name)
     lengths = lengths_of(table.name, *(["table6"] if page == "refining_maps_over_time" else []))
     photographs = "coco" if cfg.classes == "scenes12" else "voc"
     paper = preset(photographs)
