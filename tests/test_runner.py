@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from weclip.lab.plan import Grid, plan, read_places, run_parameters
-from weclip.lab.results import _invented, keep_run, read_rows, read_runs, result_file, run_rows
+from weclip.lab.results import _invented, keep_arrays, keep_run, read_rows, read_runs, result_file, run_rows
 from weclip.lab.runner import Job, execute, find_devices, hold, on_cluster, run_jobs, run_tables, set_up
 from weclip.cli import main
 
@@ -127,6 +127,16 @@ def test_the_collecting_page_needs_neither_runs_nor_photographs(grid, tmp_path, 
     assert go(grid, names=["results"], profile="voc")[0] == 0 and not (grid["out"]/FIRST).exists()
     with pytest.raises(FileNotFoundError, match="VOCtrainval"):
         go(grid, profile="voc")
+
+def test_a_figure_that_is_kept_needs_no_run(grid, tmp_path):
+    "A fresh clone would train for what lies beside its results."
+    asked = dict(profile="scenes", seeds=2, out=tmp_path/"runs", results=tmp_path/"results", notebooks=tmp_path)
+    before = set_up(["figure4"], **asked)
+    assert [run.files for run in before.runs] == [("masks/ms",)]
+    keep_arrays("figure4", before.grid, iou=[.5])
+    after = set_up(["figure4"], **asked)
+    assert after.pages == ["figure4"] and not after.runs
+    assert set_up(["figure3", "figure4"], **asked).runs[0].files
 
 def test_a_page_without_a_parameter_is_named(tmp_path):
     page(tmp_path/"01_run.ipynb", "nam = ''", "1")
