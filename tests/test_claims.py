@@ -28,7 +28,7 @@ from weclip.engine.infer import evaluate
 from weclip.engine.job import open_training
 from weclip.lab import claims
 from weclip.lab.claims import (
-    CLAIMS, VERDICTS, Cell, Claim, Effect, answer_table, answers, in_points, interval, row_effects, verdict)
+    CLAIMS, VERDICTS, Answer, Cell, Claim, Effect, answer_table, answers, in_points, interval, row_effects, verdict)
 from weclip.lab.paper import TABLE4, TABLE5, TABLE6, WECLIP
 from weclip.lab.plan import FEW, SHORT, SIZES, TABLES, Grid, asked, plan, run_config, table_seeds
 from weclip.lab.results import (
@@ -263,25 +263,34 @@ def run_cell(source, names):
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if is_shown else None
 
 def executed_again(page, out):
-    "Cells of a page with the text that they give now; neither runs nor models are looked for, and nothing is written."
+    "Cells of a page with the text that they give now, and the page's claims; nothing is trained or written."
     names = {}
+    outputs = []
     with chdir(EXPERIMENTS):
         for cell in cells(f"{page}.ipynb"):
             source = "".join(cell["source"])
             if cell["cell_type"] != "code" or "write_text" in source: continue
             made = run_cell(source, names)
-            names["out"] = str(out)
+            names["out"] = str(out)  # where neither runs nor models are found
             if isinstance(made, str):
-                yield source, cell, str(made) if hasattr(made, "_repr_markdown_") else repr(made)
+                outputs.append((source, shown(cell), str(made) if hasattr(made, "_repr_markdown_") else repr(made)))
+    return outputs, [*CLAIMS, *(a.claim for a in names.get("found", ()) if isinstance(a, Answer))]
 
-def test_stored_pages_show_what_their_code_gives(complete, tmp_path, monkeypatch):
-    for name in "forest", "bars":
-        monkeypatch.setattr(claims, name, lambda *given: None)
+@pytest.fixture(scope="session")
+def again(complete, tmp_path_factory):
+    "Page -> `executed_again`, without drawing forests and bars."
+    with pytest.MonkeyPatch.context() as patch:
+        for name in "forest", "bars":
+            patch.setattr(claims, name, lambda *drawn: None)
+        out = tmp_path_factory.mktemp("no")/"runs"
+        return {page: executed_again(page, out) for page in PAGES if page not in NEED_MODELS}
+
+def test_stored_pages_show_what_their_code_gives(again):
     odd = []
-    for page in sorted({*PAGES} - {*NEED_MODELS}):
-        for source, cell, made in executed_again(page, tmp_path/"no runs"):
+    for page, (outputs, _) in again.items():
+        for source, stored, made in outputs:
             if source.startswith("STAGES"): continue  # tells how many seeds have their models
-            if shown(cell) != made:
+            if stored != made:
                 odd.append(f"{page}: {source.splitlines()[-1]}")
     assert not odd
 
@@ -300,22 +309,21 @@ def test_the_block_of_the_readme(complete):
     assert printed_answers(block) == [line_of(claim, told_by_hand(claim)) for claim in front]
     assert "experiments/results/claims.png" in block and (RESULTS/"claims.png").is_file()
 
-def test_every_printed_answer_is_that_of_the_results(complete):
-    "By the other path, wherever a page prints one of the claims."
-    known = {(claim.text, claim.where): claim for claim in CLAIMS}
-    known |= {(a.claim.text, a.claim.where): a.claim for a in row_effects("differences", complete)}
+def test_every_printed_answer_is_that_of_the_results(again):
+    "By the other path, wherever a page prints the answer to a claim."
     odd = []
     count = 0
-    for page in PAGES:
-        for cell in cells(f"{page}.ipynb"):
-            if not "".join(cell["source"]).startswith("answer_table("): continue
-            lines = printed_answers(shown(cell) or "")
+    for page, (outputs, asked_here) in again.items():
+        known = {(claim.text, claim.where): claim for claim in asked_here}
+        for source, stored, _ in outputs:
+            if not source.startswith("answer_table("): continue
+            lines = printed_answers(stored or "")
             count += len(lines)
             if not lines:
                 odd.append(f"{page}: no answers are stored")
             for line in lines:
-                claim = known.get(tuple(part.strip() for part in line.strip("|").split(" | ")[:2]))
-                if claim and line != line_of(claim, told_by_hand(claim)):
+                claim = known[tuple(part.strip() for part in line.strip("|").split(" | ")[:2])]
+                if line != line_of(claim, told_by_hand(claim)):
                     odd.append(f"{page}: {line}")
     assert not odd and count > 2*len(CLAIMS)
 
