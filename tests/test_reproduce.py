@@ -112,6 +112,11 @@ def commands(model):
     assert not main(["evaluate", "VOCdevkit/VOC2012", "--checkpoint", str(model), "--device", "cpu"])
     assert score(load_model(model), "VOCdevkit/VOC2012", "val", ["ms"], settings=dict(round_to=16))["ms"]["miou"] >= 0
     assert main(["data", "voc", ".", "--tags-from", "masks"]) == 0
+    pictures = "VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt"
+    if not Path(pictures).is_file(): return
+    predict = ["predict", pictures, "--checkpoint", str(model), "--drop", "0", "--out", "test", "--device", "cpu"]
+    assert main(predict) == 0 and not main(["data", "pack", "test", "test.tgz", "--data", "VOCdevkit/VOC2012"])
+    assert Path("test.tgz").is_file()
 
 def rehearse(folder, clip, short, has_test):
     "Everything that the page says, in a folder; what it left, for the test to look at."
