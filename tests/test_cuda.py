@@ -5,7 +5,6 @@ what it can of them, which shows that the tests themselves are sound. What they 
 that WECLIP_NOTES names, a line of JSON each.
 """
 import functools
-import inspect
 import json
 import os
 import warnings
@@ -19,7 +18,6 @@ from weclip.data.pictures import preprocess
 from weclip.engine.infer import mask_stream
 from weclip.engine.train import loss_scaler, optimiser, to_device, train, train_step
 from weclip.engine.weights import convert_official, load_released
-from weclip.method.config import Config
 from weclip.method.par import affinity, diffuse, plain_par
 from weclip.speed.bench import inputs, pictures, training_batch
 
@@ -32,8 +30,6 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(IS_CUDA and not torch.cuda.is_available(), reason="no CUDA device")]
 asks_a_card = pytest.mark.skipif(not IS_CUDA, reason="WECLIP_DEVICE=cpu: has no meaning on a processor")
-needs_tf32 = pytest.mark.skipif(not hasattr(Config, "tf32"), reason="no setting tf32")
-needs_graphs = pytest.mark.skipif("graphs" not in inspect.signature(train).parameters, reason="train has no graphs")
 
 @functools.cache
 def built():
@@ -106,7 +102,6 @@ def test_parity(released, phase, note):
     assert not {name: (x, EXACT[name]) for name, x in found.items() if not x <= EXACT[name]}
 
 @needs_oracle
-@needs_tf32
 def test_tf32(released, note):
     "Further away, and not beyond what rounding explains."
     cfg = released.cfg
@@ -176,17 +171,16 @@ def test_waits_of_a_step(amp, i, note):
     note(f"waits, {amp}, iteration {i}", places)
     assert len(places) <= (2 if amp == "fp16" else 1), places
 
-def run(folder, iters=8, stop=None, graphs=None, **settings):
+def run(folder, iters=8, stop=None, **settings):
     "Losses and weights of a run in `folder`, which goes on with what is there; nothing of one that is stopped."
     model, _, _ = begin()
     model.cfg = replace(model.cfg, iters=iters, switch=iters//2, warmup=0, **settings)
     data = pictures(8, folder.parent, (SIZE, SIZE), SIZE)
     def on_step(i, output):
         if i + 1 == stop: raise KeyboardInterrupt
-    how = {} if graphs is None else dict(graphs=graphs)
     resume = (folder/"checkpoint.pt").exists()
     try:
-        history = train(model, data, folder, resume, log_every=1, progress=False, on_step=on_step, **how)
+        history = train(model, data, folder, resume, log_every=1, progress=False, on_step=on_step)
     except KeyboardInterrupt:
         return None
     return torch.tensor([row[1:4] for row in history]), [w.cpu().clone() for w in model.decoder.state_dict().values()]
@@ -212,14 +206,13 @@ def test_resumed_run(repeatable, tmp_path, note):
     assert resumed.equal(through) and all(a.equal(b) for a, b in zip(resumed_weights, weights, strict=True))
 
 @pytest.mark.parametrize("form", [
-    pytest.param(dict(graphs=True), marks=needs_graphs, id="graphs"),
-    pytest.param(dict(tf32=True), marks=needs_tf32, id="TF32"),
+    pytest.param(dict(tf32=True), id="TF32"),
     pytest.param(dict(amp="bf16"), id="bf16"),
     pytest.param(dict(amp="fp16"), marks=asks_a_card, id="fp16")])
 def test_other_forms_learn_the_same(form, tmp_path, note):
-    "Losses beside those of float32; graphs replay the same kernels."
+    "Losses beside those of float32."
     eager, _ = run(tmp_path/"eager")
     other, _ = run(tmp_path/"other", **form)
     found = relative(other[:, 0], eager[:, 0])
     note(f"losses, {form}", found)
-    assert found <= (1e-3 if "graphs" in form else .1)
+    assert found <= .1

@@ -21,6 +21,7 @@ FAST = {"FrozenCLIP", "WeCLIP", "Decoder", "gradcam", "rfm", "refine_cam", "sink
         "par", "diffuse", "pseudo_labels", "total_loss", "affinity_label", "pixel_ce"}
 HEAD = """from __future__ import annotations
 import math
+from functools import lru_cache
 from math import isqrt
 from itertools import product
 from typing import NamedTuple

@@ -360,7 +360,7 @@ def read_places(config=None # a TOML file; None: weclip.toml, if there is one
     return places | {key: _absolute(Path(), place) for key, place in named.items() if place}
 
 def _absolute(folder, place)->str: # notebooks may run in a folder of their own
-    return place if place == "openai" else str((folder/Path(place).expanduser()).absolute())
+    return place if place in ("openai", "random", "tiny") else str((folder/Path(place).expanduser()).absolute())
 
 # %% ../../nbs/6_lab/01_plan.ipynb #a6e9edc7
 def data_root(profile:str, # data set

@@ -81,7 +81,8 @@ def pixel_ce(logits:Tensor, # (B, C, h, w), any grid
     def ce(y, x):
         return F.cross_entropy(upsample(x, size), y, ignore_index=ignore, reduction="none")
     at_once = tile(logits.shape[1], size, lbl.device) or len(lbl)
-    if lbl.device.type == "cpu" and len(lbl) <= at_once: return ce(lbl, logits)  # all of it stays in the cache
+    is_kept = lbl.device.type == "cpu" and len(lbl) <= at_once  # in the cache, as a whole
+    if is_kept: return ce(lbl, logits)
     blocks = zip(lbl.split(at_once), logits.split(at_once))
     return torch.cat([recompute(partial(ce, y), x) for y, x in blocks])
 

@@ -35,8 +35,9 @@ def distance_weights(dilations:tuple,     # pixels
                      device:torch.device, # where they are needed
                      dtype:torch.dtype    # likewise
     )->Tensor:                            # (n,), sums to 1
-    "Softmax of the negative squared distance of every offset; kept, since a GPU would wait for it at every step."
-    distances = torch.tensor([math.hypot(dy, dx) for dy, dx in offsets(dilations)], dtype=dtype, device=device)
+    "Softmax of every offset's negative squared distance; kept, or a GPU would wait at every step."
+    lengths = [math.hypot(dy, dx) for dy, dx in offsets(dilations)]
+    distances = torch.tensor(lengths, dtype=dtype, device=device)
     return (-(distances/(width*(distances.std() + 1e-8))).square()).softmax(0)
 
 # %% ../../nbs/1_method/07_par.ipynb #a5dbef57
@@ -80,7 +81,7 @@ def winner(scores:Tensor,  # (B, 1+most, H, W), background first
     is_used = F.pad(tags > 0, (1, 0), value=True)                          # (B, 1+most)
     ids = F.pad(tags, (1, 0))                                              # (B, 1+most)
     scores = scores.masked_fill(~is_used[:, :, None, None], -torch.inf)
-    best = scores.max(1).indices                                           # (B, H, W), 15 times as fast as argmax
+    best = scores.max(1).indices  # (B, H, W); on a CPU 15 times as fast as argmax
     return ids.gather(1, best.flatten(1)).view_as(best)
 
 # %% ../../nbs/1_method/07_par.ipynb #d6f61177
@@ -111,7 +112,7 @@ def affinity(img:Tensor,                       # normalised image, (B, 3, H, W)
     for n, place in zip(near, rgb.unbind(1)):
         torch.mean((n - img).div_(scale).square_(), 1, out=place).neg_()
     pos = distance_weights(tuple(dilations), width, img.device, img.dtype)
-    kappa = torch.softmax(rgb, 1, out=rgb)  # in place: compared with the plain form below, on a CPU only
+    kappa = torch.softmax(rgb, 1, out=rgb)  # in place; the plain form shows that it may be
     return kappa.add_(pos_weight*pos[:, None, None])
 
 # %% ../../nbs/1_method/07_par.ipynb #4a4d47ea

@@ -317,12 +317,7 @@ def sweep(model:WeCLIP, # of `inputs`
 
 # %% ../../nbs/7_speed/01_bench.ipynb #96b0597d
 ITERS = 300  # of a run that is measured, a third of them before the switch
-FORMS:dict[str, tuple] = { # name -> (settings, further arguments of `train`)
-    "float32": ({}, {}),
-    "float32, graphs": ({}, dict(graphs=True)),
-    "TF32": (dict(tf32=True), {}),
-    "bf16": (dict(amp="bf16"), {}),
-    "bf16, graphs": (dict(amp="bf16"), dict(graphs=True))}
+FORMS:dict[str, dict] = {"float32": {}, "TF32": dict(tf32=True), "bf16": dict(amp="bf16")}  # name -> settings
 
 class Meter:
     "What `train` calls after every step: times a run, then counts waits and kernels in its last steps."
@@ -376,8 +371,7 @@ class Meter:
 
 def cost_of_training(model:WeCLIP, # its decoder is changed
                      data:SegData, # with a crop
-                     workers:int=0, # loading processes
-                     **more        # further arguments of `train`
+                     workers:int=0 # loading processes
     )->dict:                       # of a `Meter`
     "Speed and memory of a run, and what its steps ask of a GPU."
     meter = Meter(model.text_fg.device, model.cfg.iters)
@@ -385,7 +379,7 @@ def cost_of_training(model:WeCLIP, # its decoder is changed
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(meter.device)
     with TemporaryDirectory() as out, meter.looking:
-        train(model, data, out, workers=workers, every=model.cfg.iters + 1, progress=False, on_step=meter, **more)
+        train(model, data, out, workers=workers, every=model.cfg.iters + 1, progress=False, on_step=meter)
     return meter.found
 
 def trainings(model:WeCLIP,    # of `inputs`; it is left as it is
@@ -398,10 +392,10 @@ def trainings(model:WeCLIP,    # of `inputs`; it is left as it is
     weights = {name: w.cpu().clone() for name, w in model.decoder.state_dict().items()}
     with TemporaryDirectory() as folder:
         data = pictures(64, folder, (size, size), size)
-        for name, (settings, more) in FORMS.items():
+        for name, settings in FORMS.items():
             try:
                 model.cfg = replace(cfg, iters=iters, switch=iters//3, **settings)
-                row = cost_of_training(model, data, workers, **more)
+                row = cost_of_training(model, data, workers)
             except (TypeError, RuntimeError, FloatingPointError) as e:
                 row = dict(reason=in_words(e))
             model.cfg = cfg
