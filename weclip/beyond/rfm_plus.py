@@ -19,6 +19,7 @@ from weclip.method.rfm import (
 from ..method.par import tile
 from ..method.losses import (
     AFF_LOSSES, SEG_LOSSES, local_count, seg_loss_balanced, total_loss, upsample)
+from ..method.seams import register
 
 # %% ../../nbs/8_beyond/00_rfm_plus.ipynb #16b642ab
 def plain_rfm_p(cam:Tensor,         # M_init, (K, h, w), in [0, 1]
@@ -38,6 +39,7 @@ def plain_rfm_p(cam:Tensor,         # M_init, (K, h, w), in [0, 1]
     return torch.einsum("kij,kj->ki", trans[img_idx], sources).view_as(cam)
 
 # %% ../../nbs/8_beyond/00_rfm_plus.ipynb #493f7ba8
+@register("refine", "rfm_p")
 def rfm_p(model,            # its settings are read
           frozen,           # `Frozen`: M_init, A_s and pairs
           aff:Tensor,       # A_f, (B, L, L)
@@ -175,6 +177,7 @@ class PlusLosses(NamedTuple):
     aff:Tensor   # affinity, before the weight
     dice:Tensor  # Dice, before the weight
 
+@register("loss", "plus")
 def plus_loss(model,             # its settings are read
               out,               # `Output` of a forward with tags
               i:int,             # iteration, from 0
@@ -189,6 +192,8 @@ def plus_loss(model,             # its settings are read
               self_within:str="all"        # classes that the new label may have: all | tags
     )->PlusLosses:
     "Eq. (10), Dice and self labels; WeCLIP+ without what needs two heads."
+    if not 0 <= self_from <= 1:
+        raise ValueError(f"self_from: expected a share of the iterations, in [0, 1], got {self_from}")
     cfg = model.cfg
     lbl = out.pseudo
     if self_labels and i > self_from*cfg.iters:
