@@ -10,6 +10,7 @@ _FRONT = {  # name -> where it is defined
     "from_pretrained": "use.hub.from_pretrained",
     "load_model": "engine.weights.load_model",
     "load_released": "engine.weights.load_released",
+    "load_released_plus": "beyond.plus.load_released_plus",
     "build": "engine.weights.build",
     "train": "engine.train.train",
     "evaluate": "engine.infer.evaluate",

@@ -117,6 +117,7 @@ class WeCLIP(nn.Module):
     "Frozen CLIP, light decoder and CAM refinement, Fig. 2; only `decoder` learns."
     text_fg:Tensor # buffer
     text_bg:Tensor # buffer
+    output:type = Output # what a forward gives; another model may give more
     def __init__(self, clip:FrozenCLIP,   # frozen image tower
                  text_fg:Tensor,          # unit text features of the classes, (C-1, E)
                  text_bg:Tensor,          # unit text features of the background words, (b, E)
@@ -153,14 +154,14 @@ class WeCLIP(nn.Module):
         most = max(map(len, tags), default=0)
         with self.mixed():
             frozen = frozen or self.encode(img, tags, self.n_maps(dynamic))
-        fu, logits = self.decode(frozen)
-        aff = seam(self.cfg, "affinity")(self, fu, frozen)
-        cam_ref = self.refine(frozen, aff, logits, dynamic, most)
+        decoded = self.decode(frozen)
+        aff = seam(self.cfg, "affinity")(self, decoded.fu, frozen)
+        cam_ref = self.refine(frozen, aff, decoded.logits, dynamic, most)
         guide = img if labels_img is None else labels_img
         size = size or img.shape[-2:]
-        pseudo = self.label(cam_ref, guide, frozen, logits, size, most, valid, regions)
-        return Output(fu=fu, logits=logits, aff=aff, cam_ref=cam_ref, pseudo=pseudo,
-                      **frozen._asdict())
+        pseudo = self.label(cam_ref, guide, frozen, decoded.logits, size, most, valid, regions)
+        return self.output(**frozen._asdict(), **decoded._asdict(),
+                           aff=aff, cam_ref=cam_ref, pseudo=pseudo)
 
     @tf32_as_set
     def encode(self, img:Tensor,  # normalised, (B, 3, H, W)
@@ -201,7 +202,7 @@ class WeCLIP(nn.Module):
         "F_u and class scores, Eqs. (1)-(3)."
         with self.mixed():
             out = self.decoder(frozen.tokens, frozen.grid)
-        return Decoded(*(x.to(self.decoder.conv.weight.dtype) for x in out))
+        return out._make(x.to(self.decoder.conv.weight.dtype) for x in out)
 
     @tf32_as_set
     @torch.no_grad()
@@ -244,7 +245,7 @@ class WeCLIP(nn.Module):
         "What prediction needs: the encoder's first `n_feats` blocks and the decoder."
         with self.mixed():
             frozen = frozen or self.tokens(img)
-        return Output(frozen.tokens, frozen.grid, *self.decode(frozen))
+        return self.output(frozen.tokens, frozen.grid, **self.decode(frozen)._asdict())
 
     @tf32_as_set
     def tokens(self, img:Tensor # normalised, (B, 3, H, W)
