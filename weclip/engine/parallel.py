@@ -111,6 +111,8 @@ def shared_loss(model:WeCLIP, # changed in place: its dropout
     )->Callable:              # (model, batch, i) -> (Losses, Output)
     "A loss whose backward pass gives every process the gradient of the whole batch."
     if ranks.size == 1: return loss
-    model.decoder.drop = RowsDropout(model.cfg.dropout, ranks)
+    heads = [part for part in model.decoder.modules() if hasattr(part, "drop")]  # two with a second backbone
+    for head in heads:
+        head.drop = RowsDropout(model.cfg.dropout, ranks)
     part = DistributedDataParallel(PartOfLoss(model, loss, ranks))
     return lambda _, batch, i: part(batch, i)
