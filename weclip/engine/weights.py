@@ -23,8 +23,8 @@ from ..method.config import Config, from_dict, preset, to_dict
 from ..method.classes import ClassSet
 from ..method.clip import FrozenCLIP, text_features
 from ..method.decoder import Decoder
-from ..method.seams import PLACES, foreign, registered, seam
 from ..method.model import WeCLIP
+from ..method.seams import PLACES, foreign, is_registered, seam
 from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip, tiny_tokenizer
 
@@ -370,7 +370,7 @@ def check_modules(cfg:Config, # as a file has it
     "Refuse names of functions that nobody registered, and say where they came from; nothing is imported."
     for place in PLACES:
         name = getattr(cfg, place)
-        if name in registered(place): continue
+        if is_registered(place, name): continue
         module = modules.get(place) if isinstance(modules, dict) else None
         source = f"the module {module!r}" if module else "a module that the file does not name"
         raise ValueError(f"{path}: its {place} is {name!r}, a function that {source} registers; "
