@@ -7,7 +7,7 @@ __all__ = ['SCENES', 'DINOV2', 'plain_plus', 'resample', 'vit_tokens', 'load_sec
            'PlusDecoder', 'skip_cam', 'CrossLosses', 'plus2_loss', 'PlusOutput', 'WeCLIPPlus', 'dinov2_name',
            'convert_plus', 'plus_decoder', 'load_released_plus']
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #822d3e5c
+# %% ../../nbs/8_beyond/04_plus.ipynb #6b70db4c
 from dataclasses import replace
 from difflib import get_close_matches
 from math import isqrt
@@ -31,7 +31,7 @@ from ..world.classifier import load_classifier, new_classifier
 from ..engine.weights import build, convert_official, fingerprint, load_decoder, read_weights
 from .rfm_plus import cross_loss, plus_loss
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #b60bf003
+# %% ../../nbs/8_beyond/04_plus.ipynb #bcbc31f4
 def plain_plus(decoder,       # a `PlusDecoder`, here its heads, phi and classifier
                tokens:Tensor, # f, (B, L, D)
                grid:tuple,    # (h, w), h*w = L
@@ -46,7 +46,7 @@ def plain_plus(decoder,       # a `PlusDecoder`, here its heads, phi and classif
     fu = torch.cat([fu_clip, fu_second], 1)
     return fu, (logits_clip + logits_second)/2, logits_clip, logits_second
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #ba2aa317
+# %% ../../nbs/8_beyond/04_plus.ipynb #b25d2b93
 def resample(pos:Tensor,     # position embedding of a square grid, row by row, (1, g*g, D')
              grid:tuple,     # (h', w')
              offset:float=0. # dinov2's own code: 0.1, added to the sides; 0: as timm
@@ -61,7 +61,7 @@ def resample(pos:Tensor,     # position embedding of a square grid, row by row, 
         x = F.interpolate(x, grid, mode="bicubic", antialias=True)
     return x.flatten(2).mT
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #31ceca5a
+# %% ../../nbs/8_beyond/04_plus.ipynb #21be1f00
 def vit_tokens(vit:VisionTransformer, # timm's
                img:Tensor,            # whole patches, (B, 3, H', W')
                offset:float=0.        # as in `resample`
@@ -79,7 +79,7 @@ def vit_tokens(vit:VisionTransformer, # timm's
     x = vit.norm(vit.blocks(vit.norm_pre(x)))
     return x[:, n_first:].unflatten(1, grid)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #ed688d53
+# %% ../../nbs/8_beyond/04_plus.ipynb #61367e4c
 SCENES = ("classifier", "tiny")  # towers of the scenes; all other names are timm's
 
 def load_second(name:str,  # of `SCENES`, or timm's name of a plain ViT
@@ -130,7 +130,7 @@ def _fill(vit:VisionTransformer, name:str, weights)->None:
         raise ValueError(f"{source}: expected the weights of {name}, got others "
                          f"({len(odd)} names differ: {', '.join(odd[:2])})")
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #e1cc73ae
+# %% ../../nbs/8_beyond/04_plus.ipynb #1236693d
 class FrozenSecond(nn.Module):
     "A second frozen backbone: patch tokens on a grid of its own."
     def __init__(self,
@@ -187,7 +187,7 @@ class FrozenSecond(nn.Module):
         digest.update(str(self.offset).encode())  # other positions, other tokens
         return digest.hexdigest()[:12]
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #541ad53d
+# %% ../../nbs/8_beyond/04_plus.ipynb #22f65c0d
 class Fuse(nn.Module):
     "A head of the decoder: Eqs. (1) and (2) for the tokens of one block."
     def __init__(self,
@@ -234,7 +234,7 @@ class PlusDecoder(Decoder):
         fu = torch.cat([fu_clip, fu_second], 1)
         return PlusDecoded(fu, (logits_clip + logits_second)/2, logits_clip, logits_second)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #c003efb3
+# %% ../../nbs/8_beyond/04_plus.ipynb #3c40f52b
 @register("cam", "gradcam_skip")
 def skip_cam(model,          # a `WeCLIP`
              tokens:tuple,   # outputs of blocks 1 .. N-1, each (B, 1+L, D)
@@ -250,7 +250,7 @@ def skip_cam(model,          # a `WeCLIP`
         raise ValueError(f"cam.skip: expected 0 to {len(tokens) - 1} blocks of {len(tokens) + 1}, got {skip}")
     return paper_cam(model, tokens[:len(tokens) - skip], grid, img_idx, tag_idx, most)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #e9b6f0fb
+# %% ../../nbs/8_beyond/04_plus.ipynb #68b16b59
 class CrossLosses(NamedTuple):
     "The weighted sum and its terms, scalars."
     total: Tensor # seg + lam*aff + weight*cross + weight*dice
@@ -284,7 +284,7 @@ def plus2_loss(model,             # a `WeCLIPPlus`
     both = cross_loss(out.logits_clip, out.logits_second, out.pseudo.shape[-2:], whole, empty)
     return CrossLosses(base.total + cross*both, base.seg, base.aff, both, base.dice)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #d1dbabd5
+# %% ../../nbs/8_beyond/04_plus.ipynb #a059923c
 class PlusOutput(NamedTuple):
     "As `Output`, with both heads' class scores."
     tokens: tuple                # f, (B, L, D), and g, (B, h', w', D')
@@ -354,7 +354,7 @@ def _check_second(decoder:PlusDecoder, second:FrozenSecond)->None:
 
 register("model", "plus", WeCLIPPlus)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #24a6a679
+# %% ../../nbs/8_beyond/04_plus.ipynb #446bcc15
 DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # width -> timm's name
 
 def dinov2_name(state:dict # of a DINOv2, in timm's or its authors' names
@@ -374,7 +374,8 @@ def convert_plus(state_dict:dict # of the released model or of its decoder
     if not of_second:
         raise ValueError(f"expected keys dino_decoder_fts_fuse.*, got {list(named)[:3]} ...; "
                          "a checkpoint of WeCLIP, with one backbone, is read by load_released")
-    return convert_official(named) | {f"second.{key}": v for key, v in convert_official(of_second).items()}
+    of_clip = {key: v for key, v in named.items() if not key.startswith("dino_")}
+    return convert_official(of_clip) | {f"second.{key}": v for key, v in convert_official(of_second).items()}
 
 def plus_decoder(state:dict,      # of the released model or of its decoder
                  heads:int=8,     # cannot be told from the weights

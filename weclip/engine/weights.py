@@ -452,6 +452,8 @@ _OFFICIAL = {  # patterns of the released names -> ours
 def convert_official(state_dict:dict # of the released model or of its decoder
     )->dict:                         # state dict of `Decoder`
     "The decoder's weights under our names."
+    if any(key.startswith("dino_decoder_fts_fuse.") for key in state_dict):
+        raise ValueError("a checkpoint of WeCLIP+, which has a second backbone; it is read by load_released_plus")
     out = {}
     for key, v in state_dict.items():
         key = key.removeprefix("module.")

@@ -159,17 +159,23 @@ def config_of(images=None,       # folder of the user's own pictures, if they ar
               clip="openai",     # the backbone, as in `open_source`
               arch=ARCH,         # its architecture
               profile:str=None,  # settings for a data set: voc | coco | own | scenes (what suits the data and the CLIP)
-              recipe="released", # released: the authors' code; paper: the text; mended: the code without its slips
+              recipe="released", # released: the authors' code; paper: the text; mended: no slips; plus: WeCLIP+
               iters:int=None,    # iterations, the switch of the refinement in proportion (the profile's)
+              second:str=None,   # of --recipe plus: a second frozen backbone, e.g. vit_base_patch14_dinov2 of timm
+              second_weights:str=None, # its file of weights (downloaded)
               **kwargs           # of `settings_of`
     )->Config:
     "Settings of the profile that is named or that the data suggest, and the single ones."
     profile = profile or _usual_profile(images, clip)
-    more = dict(views=0) if images else {}  # few pictures: a new crop at every visit
+    more:dict = dict(views=0) if images else {}  # few pictures: a new crop at every visit
     if iters is not None:
         if iters < 1: raise ValueError(f"--iters: expected at least 1, got {iters}")
         usual = preset(profile, recipe)
         more.update(iters=iters, switch=round(usual.switch*iters/usual.iters))
+    if (second or second_weights) and recipe != "plus":
+        raise ValueError(f"--second: expected --recipe plus, which has a second backbone, got {recipe!r}")
+    named = {"model.second": second, "model.second_weights": second_weights}
+    more.update({name: value for name, value in named.items() if value})
     tower = {} if clip == "tiny" else tower_size(arch)
     return preset(profile, recipe, **tower, **more | settings_of(**kwargs))
 
@@ -182,12 +188,13 @@ def open_model(checkpoint:str=None, # a run's model.safetensors, a folder of `hu
                clip:str=None,       # frozen CLIP, as in `weclip train` (as noted in the checkpoint)
                arch:str=None,       # architecture of --clip (as noted in the checkpoint)
                classes:str=None,    # for the authors' checkpoints: voc | coco, or a YAML file
-               device="auto"        # where to compute; auto: a graphics card, if there is one
+               device="auto",       # where to compute; auto: a graphics card, if there is one
+               second_weights:str=None # weights of a second backbone (as noted in the checkpoint, a file beside it)
     )->WeCLIP:                      # on the device, in evaluation mode
     "The model that --checkpoint names, or the small one the package ships."
     if not checkpoint:
         print(f"note: no --checkpoint: {SHIPPED_NOTE}", file=sys.stderr)
-    return open_checkpoint(checkpoint or SHIPPED, clip, classes, arch).to(device)
+    return open_checkpoint(checkpoint or SHIPPED, clip, classes, arch, second_weights).to(device)
 
 def new_model(cfg:Config,        # its settings
               found:ClassSet,    # what is in the pictures
@@ -236,7 +243,8 @@ def open_source(data:str=None,           # folder in VOC2012 layout
     "Model and pictures that a command names."
     check_source(data, images, tags)
     cfg = config_of(images, clip, arch, **kwargs)
-    model = open_model(checkpoint, clip, arch, classes, device) if checkpoint else None
+    second_weights = kwargs.get("second_weights")
+    model = open_model(checkpoint, clip, arch, classes, device, second_weights) if checkpoint else None
     if images is None:
         model = model or build(clip, cfg, classes, arch).to(device)
         if training: return model, open_training(model, data, train_split, tags_from)

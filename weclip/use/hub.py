@@ -92,7 +92,9 @@ def portable(about:dict # of `describe`
     )->dict:            # without the folders of a machine
     "A description for other machines."
     cfg = about["config"]
-    return {**about, "backbone": Path(about["backbone"]).name, "config": {**cfg, "classes": Path(cfg["classes"]).name}}
+    options = [[k, Path(v).name if k == "model.second_weights" else v] for k, v in cfg["options"]]
+    here = {**cfg, "classes": Path(cfg["classes"]).name, "options": options}
+    return {**about, "backbone": Path(about["backbone"]).name, "config": here}
 
 def write_folder(folder,                  # made if it is missing; a card that is there is kept
                  about:dict,              # of `describe`
@@ -140,6 +142,7 @@ def fetch(name:str, # folder, or "user/name" on the Hub
 def from_pretrained(name:str,  # as in `fetch`
                     clip=None, # backbone as in `load_backbone`; None: the one named in the description
                     arch=None, # as in `load_backbone`; None: the one named in the description
+                    second_weights=None, # of a second backbone, as in `load_model`
                     **where    # as in `fetch`
     )->WeCLIP:                 # in evaluation mode
     "A model from a folder or from the Hub."
@@ -151,7 +154,7 @@ def from_pretrained(name:str,  # as in `fetch`
     if not clip and about["backbone"] not in known:
         raise ValueError(f"{name}: was trained on CLIP weights from a file called {about['backbone']!r} "
                          f"(fingerprint {about['fingerprint']}); give that file as `clip` (--clip)")
-    return load_model(weights, clip, arch)
+    return load_model(weights, clip, arch, second_weights)
 
 # %% ../../nbs/5_use/00_hub.ipynb #e53d34d3
 def push_to_hub(folder,            # of `save_pretrained`
