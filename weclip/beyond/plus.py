@@ -7,7 +7,7 @@ __all__ = ['SCENES', 'DINOV2', 'plain_plus', 'cubic', 'plain_rows', 'plain_resam
            'load_second', 'FrozenSecond', 'Fuse', 'PlusDecoded', 'PlusDecoder', 'skip_cam', 'CrossLosses', 'plus2_loss',
            'PlusOutput', 'WeCLIPPlus', 'dinov2_name', 'convert_plus', 'plus_decoder', 'load_released_plus']
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #7f42eeaa
+# %% ../../nbs/8_beyond/04_plus.ipynb #a869295a
 from dataclasses import replace
 from difflib import get_close_matches
 from math import isqrt
@@ -31,7 +31,7 @@ from ..world.classifier import load_classifier, new_classifier
 from ..engine.weights import build, convert_official, fingerprint, load_decoder, read_weights
 from .rfm_plus import cross_loss, plus_loss
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #49316f39
+# %% ../../nbs/8_beyond/04_plus.ipynb #70004c4b
 def plain_plus(decoder,       # a `PlusDecoder`, here its heads, phi and classifier
                tokens:Tensor, # f, (B, L, D)
                grid:tuple,    # (h, w), h*w = L
@@ -46,7 +46,7 @@ def plain_plus(decoder,       # a `PlusDecoder`, here its heads, phi and classif
     fu = torch.cat([fu_clip, fu_second], 1)
     return fu, (logits_clip + logits_second)/2, logits_clip, logits_second
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #be61a0cf
+# %% ../../nbs/8_beyond/04_plus.ipynb #dc4d1331
 def cubic(x:Tensor, # distances, in rows
           a:float   # slope at 1
     )->Tensor:      # weights, as x
@@ -85,7 +85,7 @@ def plain_resample(pos:Tensor,     # position embedding of a square grid, row by
     rows, cols = (plain_rows(n, x, old, offset*is_other, not offset) for n, x in zip(sides, to))
     return torch.einsum("ip,jq,bpqd->bijd", rows, cols, pos.unflatten(1, (g, g))).flatten(1, 2)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #2c62b2bf
+# %% ../../nbs/8_beyond/04_plus.ipynb #0629a457
 def resample(pos:Tensor,     # as in `plain_resample`
              grid:tuple,     # likewise
              offset:float=0. # likewise
@@ -101,7 +101,7 @@ def resample(pos:Tensor,     # as in `plain_resample`
         x = F.interpolate(x, grid, mode="bicubic", antialias=True)
     return x.flatten(2).mT
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #24e584a6
+# %% ../../nbs/8_beyond/04_plus.ipynb #c64d99ef
 def vit_tokens(vit:VisionTransformer, # timm's
                img:Tensor,            # whole patches, (B, 3, H', W')
                offset:float=0.        # as in `resample`
@@ -119,7 +119,7 @@ def vit_tokens(vit:VisionTransformer, # timm's
     x = vit.norm(vit.blocks(vit.norm_pre(x)))
     return x[:, n_first:].unflatten(1, grid)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #96ee9b24
+# %% ../../nbs/8_beyond/04_plus.ipynb #c194d8dd
 def clip_tokens(clip:FrozenCLIP, # image tower
                 img:Tensor       # whole patches, (B, 3, H', W')
     )->Tensor:                   # (B, h', w', D')
@@ -137,7 +137,7 @@ def clip_tokens(clip:FrozenCLIP, # image tower
         x, _ = block_forward(block, x)
     return patches(visual.ln_post(x)).unflatten(1, grid)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #7ce34748
+# %% ../../nbs/8_beyond/04_plus.ipynb #7bce285e
 SCENES = ("classifier", "tiny")  # towers of the scenes; all other names are timm's
 
 def load_second(name:str,  # of `SCENES`, or timm's name of a plain ViT
@@ -188,7 +188,7 @@ def _fill(vit:VisionTransformer, name:str, weights)->None:
         raise ValueError(f"{source}: expected the weights of {name}, got others "
                          f"({len(odd)} names differ: {', '.join(odd[:2])})")
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #c93b7b64
+# %% ../../nbs/8_beyond/04_plus.ipynb #eacd4ace
 class FrozenSecond(nn.Module):
     "A second frozen backbone: patch tokens on a grid of its own."
     def __init__(self,
@@ -244,7 +244,7 @@ class FrozenSecond(nn.Module):
         digest.update(str(self.offset).encode())  # other positions, other tokens
         return digest.hexdigest()[:12]
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #f656d3d5
+# %% ../../nbs/8_beyond/04_plus.ipynb #d739e06c
 class Fuse(nn.Module):
     "A head of the decoder: Eqs. (1) and (2) for the tokens of one block."
     def __init__(self,
@@ -291,7 +291,7 @@ class PlusDecoder(Decoder):
         fu = torch.cat([fu_clip, fu_second], 1)
         return PlusDecoded(fu, (both[0] + both[1])/2, both[0], both[1])
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #a2975dd5
+# %% ../../nbs/8_beyond/04_plus.ipynb #72be6b95
 @register("cam", "gradcam_skip")
 def skip_cam(model,          # a `WeCLIP`
              tokens:tuple,   # outputs of blocks 1 .. N-1, each (B, 1+L, D)
@@ -307,7 +307,7 @@ def skip_cam(model,          # a `WeCLIP`
         raise ValueError(f"cam.skip: expected 0 to {len(tokens) - 1} blocks of {len(tokens) + 1}, got {skip}")
     return paper_cam(model, tokens[:len(tokens) - skip], grid, img_idx, tag_idx, most)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #70c9f4e6
+# %% ../../nbs/8_beyond/04_plus.ipynb #e9224055
 class CrossLosses(NamedTuple):
     "The weighted sum and its terms, scalars."
     total: Tensor # seg + lam*aff + weight*cross + weight*dice
@@ -341,7 +341,7 @@ def plus2_loss(model,             # a `WeCLIPPlus`
     both = cross_loss(out.logits_clip, out.logits_second, out.pseudo.shape[-2:], whole, empty)
     return CrossLosses(base.total + cross*both, base.seg, base.aff, both, base.dice)
 
-# %% ../../nbs/8_beyond/04_plus.ipynb #c82ac4cd
+# %% ../../nbs/8_beyond/04_plus.ipynb #8ccb301a
 class PlusOutput(NamedTuple):
     "As `Output`, with both heads' class scores."
     tokens: tuple                # f, (B, L, D), and g, (B, h', w', D')
@@ -359,6 +359,7 @@ class PlusOutput(NamedTuple):
     logits_clip: Tensor = None   # S_c, (B, C, h, w)
     logits_second: Tensor = None # S_s, (B, C, h, w)
 
+@register("model", "plus")
 class WeCLIPPlus(WeCLIP):
     "WeCLIP with a second frozen backbone; only `decoder` learns."
     output = PlusOutput
@@ -409,9 +410,7 @@ def _check_second(decoder:PlusDecoder, second:FrozenSecond)->None:
         raise ValueError(f"second: expected a backbone with tokens of width {decoder.second.width}, which the decoder "
                          f"was made for, got {second.name} of width {second.width}")
 
-register("model", "plus", WeCLIPPlus)
-
-# %% ../../nbs/8_beyond/04_plus.ipynb #8d588e79
+# %% ../../nbs/8_beyond/04_plus.ipynb #3693c39d
 DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # width -> timm's name
 
 def dinov2_name(state:dict # of a DINOv2, in timm's or its authors' names
