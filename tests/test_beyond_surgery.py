@@ -7,12 +7,12 @@ import open_clip, pytest, torch
 
 from oracle import PLUS, clip_weights, close, load, needs_plus
 from weclip.beyond.surgery import (
-    EXCEL, calibration, centred_cosines, cosine, cut_common, dense_features, plain_second_path, refine, second_path,
-    surgery)
+    EXCEL, calibration, centred_cosines, cosine_affinity, cut_common, dense_features, excel_refine, plain_second_path,
+    second_path, surgery)
 from weclip.data.pictures import preprocess
-from weclip.engine.weights import convert_official, load_released
+from weclip.engine.weights import convert_official, decoder_from_official, load_clip
 from weclip.method.batch import group, minmax, pairs
-from weclip.method.classes import SCENES
+from weclip.method.classes import SCENES, VOC
 from weclip.method.clip import FrozenCLIP
 from weclip.method.config import preset
 from weclip.method.losses import aff_loss_l1, affinity_label, seg_loss_balanced, total_loss
@@ -104,12 +104,12 @@ def test_losses():
 @needs_plus
 def test_affinity():
     z = load("excel_pre", PLUS)
-    aff = cosine(None, z["F_u"], None)
+    aff = cosine_affinity(None, z["F_u"], None)
     close(aff[0], z["A_f_img0"], 1e-5)
     close(aff[:, ::16], z["A_f_rows"], 1e-5)
     close(1 - centred_cosines(z["F_u"])[0, 0, 0], z["cos_mean"], 1e-6)  # a patch's cosine with itself is 1
-    alone = torch.cat([cosine(None, fu[None], None) for fu in z["F_u"]])
-    close(cosine(None, z["F_u"], None, mean_over="image"), alone, 1e-6)
+    alone = torch.cat([cosine_affinity(None, fu[None], None) for fu in z["F_u"]])
+    close(cosine_affinity(None, z["F_u"], None, mean_over="image"), alone, 1e-6)
     assert (alone - aff).abs().max() > 1e-3
 
 # --- the whole tower, VOC --------------------------------------------------------------------------------------------
@@ -126,7 +126,9 @@ def run():
     z = load("excel_pre", PLUS)
     biases = load("clip_in_proj_bias", PLUS)
     names = {f"visual.transformer.resblocks.{i}.attn.in_proj_bias": biases[f"block{i}"].float() for i in range(12)}
-    model = load_released(clip_weights() | names, recipe().make_excel_decoder_state_dict(21), "voc", **EXCEL)
+    clip = FrozenCLIP(load_clip(clip_weights() | names))
+    decoder = decoder_from_official(recipe().make_excel_decoder_state_dict(21))
+    model = WeCLIP(clip, z["text"][:20], z["text"][20:], VOC, preset("voc", **EXCEL), decoder).eval()
     picture = load("inputs_train")["images"][z["image_index"]]
     img = preprocess(picture)
     tags = [[c - 1 for c in row if c] for row in z["class_sets"].tolist()]
@@ -140,7 +142,6 @@ def run():
 @needs_plus
 def test_second_path(run):
     z = load("excel_pre", PLUS)
-    close(run.text, z["text"], 2e-6)
     close(torch.stack(run.frozen.tokens[6:])[:, :, ::64], z["block_out_sub"], 1e-4)
     path = torch.stack(plain_second_path(run.model.clip, run.tokens[-5:]))
     close(path[:, :, 1::64], z["path2_sub"], 1e-4)
@@ -174,10 +175,10 @@ def test_refinement(run, phase):
     z = load(f"excel_{phase}", PLUS)
     cam = z["cam"][run.img_idx, :, run.tag_idx].unflatten(-1, (20, 20))
     assert torch.equal(box_mask(cam, .79), z["box_mask"].bool())
-    aff = cosine(None, load("excel_pre", PLUS)["F_u"], None)
+    aff = cosine_affinity(None, load("excel_pre", PLUS)["F_u"], None)
     dynamic = phase == "post"
     frozen = run.frozen._replace(cam=cam)
-    refined = refine(run.model, frozen, aff, None, dynamic, 3)
+    refined = excel_refine(run.model, frozen, aff, None, dynamic, 3)
     close(refined, z["refined"], 1e-4)
     summed = run.frozen.attn*torch.tensor([1, 12, 12, 12, 12, 12]).view(-1, 1, 1)
     close(summed.sum((2, 3)).T, load("excel_pre", PLUS)["attn_mass"][6:], 0, 1e-5)
@@ -230,7 +231,7 @@ def test_gradients(run):
     fu, logits = decoder(read, (20, 20))
     close(fu.detach(), z["F_u"], 1e-4)
     close(logits.detach(), z["seg"], 1e-3)
-    losses = total_loss(logits, cosine(run.model, fu, None), z["labels"].long(), (20, 20))
+    losses = total_loss(logits, cosine_affinity(run.model, fu, None), z["labels"].long(), (20, 20))
     ours = torch.stack([losses.seg, losses.aff, losses.total]).detach()
     close(ours, z["losses"], 0, 1e-5)
     decoder.zero_grad()
@@ -241,7 +242,7 @@ def test_gradients(run):
     for name, norm in norms.items():
         close(grads[name].double().norm(), norm, 1e-8, 1e-4)
 
-# --- settings ----------------------------------------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def tiny():
@@ -272,7 +273,7 @@ def test_settings_reach_the_functions(tiny):
                    stretch_over="patches")
     close(outs[1].cam, want.cam, 1e-5)
     close(want.cam, minmax(want.raw), 1e-5)
-    close(outs[1].aff, cosine(None, outs[1].fu, None, gain=5., mean_over="image"), 1e-6)
+    close(outs[1].aff, cosine_affinity(None, outs[1].fu, None, gain=5., mean_over="image"), 1e-6)
     for name in ("cam", "aff", "cam_ref"):
         one, other = (getattr(out, name) for out in outs)
         assert one.isfinite().all() and (one - other).abs().max() > 1e-4, name

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'EXCEL', 'plain_second_path', 'dense_features', 'cut_common', 'alike', 'second_path', 'surgery',
-           'centred_cosines', 'cosine', 'calibration', 'refine']
+           'centred_cosines', 'cosine_affinity', 'calibration', 'excel_refine']
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #7c2e7ce2
+# %% ../../nbs/8_beyond/01_surgery.ipynb #341d09ba
 import torch, torch.nn.functional as F
 from torch import Tensor
 from ..method.config import one_of
@@ -16,7 +16,7 @@ from ..method.cam import ROWS, Cams
 from ..method.seams import paper_refine, register
 from ..method.model import Frozen
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #8f4d1210
+# %% ../../nbs/8_beyond/01_surgery.ipynb #7b1a28b8
 @torch.no_grad()
 def plain_second_path(clip:FrozenCLIP,       # frozen encoder
                       inputs:tuple,          # what each of the last n blocks reads, n x (B, 1+L, D)
@@ -37,12 +37,12 @@ def plain_second_path(clip:FrozenCLIP,       # frozen encoder
         path.append(y)
     return path
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #065e66f6
+# %% ../../nbs/8_beyond/01_surgery.ipynb #1f9d7d40
 NORMS = dict(tokens=1, channels=2)  # axis of the norm
 
 def dense_features(clip:FrozenCLIP,       # its last norm and projection
-                   y:Tensor,              # second path behind the last block, class token's row of the ordinary, (B, 1+L, D)
-                   norm_over:str="tokens" # divide by each channel's norm over the tokens, as released, or over "channels"
+                   y:Tensor,              # end of the second path, with the ordinary class token, (B, 1+L, D)
+                   norm_over:str="tokens" # axis of the norm: "tokens", as released, or "channels"
     )->Tensor:                            # f, (B, 1+L, E)
     "Features of all tokens in the space of the texts."
     one_of(norm_over, NORMS, "norm_over")
@@ -58,7 +58,7 @@ def cut_common(f:Tensor,   # class token first, (B, 1+L, E)
     s = w[:, None]*(f @ text.T)
     return s - s.mean(-1, keepdim=True)
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #2e6e2982
+# %% ../../nbs/8_beyond/01_surgery.ipynb #a0fbbe55
 def alike(x:Tensor # q, k or v, (B, heads, 1+L, dh)
     )->Tensor:     # (B, 1+L, 1+L), rows sum to the number of heads
     "Softmax of each token's products with all tokens, summed over the heads."
@@ -87,7 +87,7 @@ def second_path(clip:FrozenCLIP,       # frozen encoder; its last block is run h
     y[:, 0] = z[:, ROWS[clip.pools]].mean(1)
     return y, z, attn
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #41df8082
+# %% ../../nbs/8_beyond/01_surgery.ipynb #40d54661
 @register("cam", "surgery")
 @torch.no_grad()
 def surgery(model,                    # a `WeCLIP`: its encoder and texts are read
@@ -108,7 +108,7 @@ def surgery(model,                    # a `WeCLIP`: its encoder and texts are re
         raise ValueError(f"cam.blocks: expected 1 to {len(tokens)}, because the second path starts behind a block "
                          f"and this image tower has {len(tokens) + 1}, got {blocks}")
     text = torch.cat([model.text_fg, model.text_bg])
-    inputs = [x.to(text.dtype) for x in tokens[-blocks:]]
+    inputs = tuple(x.to(text.dtype) for x in tokens[-blocks:])
     y, z, attn = second_path(model.clip, inputs)
     s = cut_common(dense_features(model.clip, y, norm_over), text)[img_idx, :, tag_idx]  # (K, 1+L)
     skipped = first[stretch_over]
@@ -116,7 +116,7 @@ def surgery(model,                    # a `WeCLIP`: its encoder and texts are re
     raw = s[:, 1:].unflatten(-1, grid)
     return Cams(cam.unflatten(-1, grid), raw=raw, attn=attn, out=z)
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #7dd4a70f
+# %% ../../nbs/8_beyond/01_surgery.ipynb #049d1459
 def centred_cosines(fu:Tensor,            # F_u, (B, d, h, w)
                     mean_over:str="batch" # subtract the mean over the "batch", as released, or each "image"'s own
     )->Tensor:                            # (B, L, L)
@@ -128,17 +128,17 @@ def centred_cosines(fu:Tensor,            # F_u, (B, d, h, w)
     return c - c.mean(axes[mean_over], keepdim=True)
 
 @register("affinity", "cosine")
-def cosine(model,                 # not read
-           fu:Tensor,             # F_u, (B, d, h, w)
-           frozen,                # not read
-           *,
-           gain:float=3.,         # factor before the sigmoid
-           mean_over:str="batch"  # as in `centred_cosines`; or "image"
-    )->Tensor:                    # A_f, (B, L, L)
+def cosine_affinity(model,                # not read
+                    fu:Tensor,            # F_u, (B, d, h, w)
+                    frozen,               # not read
+                    *,
+                    gain:float=3.,        # factor before the sigmoid
+                    mean_over:str="batch" # as in `centred_cosines`; or "image"
+    )->Tensor:                            # A_f, (B, L, L)
     "Affinity of normalised features; ExCEL."
     return (gain*centred_cosines(fu, mean_over)).sigmoid()
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #a078e2fc
+# %% ../../nbs/8_beyond/01_surgery.ipynb #ca7507cd
 @torch.no_grad()
 def calibration(fu:Tensor,            # F_u, (B, d, h, w)
                 gain:float=3.,        # factor before the softmax
@@ -148,17 +148,17 @@ def calibration(fu:Tensor,            # F_u, (B, d, h, w)
     c = gain*centred_cosines(fu, mean_over)
     return c.masked_fill(c < 0, -torch.inf).softmax(-1)
 
-# %% ../../nbs/8_beyond/01_surgery.ipynb #6449ab37
+# %% ../../nbs/8_beyond/01_surgery.ipynb #d726a43a
 @register("refine", "excel")
-def refine(model,         # a `WeCLIP`: its settings are read
-           frozen:Frozen, # M_init, A_s and pairs
-           aff:Tensor,    # A_f, (B, L, L)
-           logits:Tensor, # not read
-           dynamic:bool,  # does A_f take part?
-           most:int,      # largest number of tags of an image
-           *,
-           blocks:int=5   # last blocks, whose attention counts by the sum over the heads
-    )->Tensor:            # (K, h, w)
+def excel_refine(model,         # a `WeCLIP`: its settings are read
+                 frozen:Frozen, # M_init, A_s and pairs
+                 aff:Tensor,    # A_f, (B, L, L)
+                 logits:Tensor, # not read
+                 dynamic:bool,  # does A_f take part?
+                 most:int,      # largest number of tags of an image
+                 *,
+                 blocks:int=5   # last blocks, whose attention counts by the sum over the heads
+    )->Tensor:                  # (K, h, w)
     "M_f, Eqs. (5)-(8), with attention maps that are sums over the heads in the last blocks; ExCEL."
     heads = frozen.attn.new_ones(frozen.attn.shape[1], 1, 1)
     heads[-blocks:] = model.clip.heads
