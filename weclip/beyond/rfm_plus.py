@@ -140,10 +140,10 @@ def dice_loss(logits:Tensor,         # class scores on the tokens (or finer), (B
         known = (y != ignore).to(p.dtype)
         y = y.where(y != ignore, 0)
         hit = p.gather(1, y[:, None])[:, 0]*known             # probability of the label, (b, H, W)
-        none = p.new_zeros(len(p), p.shape[1], p.shape[3])    # (b, C, W)
+        bins = p.new_zeros(len(p), p.shape[1], p.shape[3])    # (b, C, W)
         if ignored == "masked":
             p = p*known[:, None]
-        areas = [none.scatter_add(1, y, of_pixel).sum((0, 2)) for of_pixel in (hit, known)]
+        areas = [bins.scatter_add(1, y, of_pixel).sum((0, 2)) for of_pixel in (hit, known)]
         return torch.stack([*areas, p.sum((0, 2, 3))])        # (3, C)
     here = torch.stack(in_blocks(sums, logits, lbl.shape[-2:], lbl)).sum(0)
     inter, area, predicted = whole(here.detach()) + (here - here.detach())
