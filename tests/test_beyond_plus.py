@@ -6,12 +6,19 @@ import pytest, torch
 import weclip
 
 from oracle import PLUS, close, load, needs_plus
-from weclip.beyond.plus import convert_plus, load_released_plus, resample, vit_tokens
-from weclip.engine.infer import network_input
-from weclip.engine.train import learning_rate, optimiser
-from weclip.engine.weights import convert_official, load_model, save_model
+from weclip.beyond.plus import FrozenSecond, convert_plus, load_released_plus, resample, vit_tokens
+from weclip.cli import main
+from weclip.data.voc import open_data
+from weclip.engine.cache import KeptTokens
+from weclip.engine.infer import evaluate, network_input
+from weclip.engine.job import open_training
+from weclip.engine.train import learning_rate, optimiser, train
+from weclip.engine.weights import build, convert_official, load_model, save_model
 from weclip.method.config import preset
 from weclip.method.losses import affinity_label, upsample
+from weclip.use.export import export
+from weclip.use.hub import from_pretrained, save_pretrained
+from weclip.world.scenes import write_scenes
 
 MEAN = torch.tensor([123.675, 116.28, 103.53])
 STD = torch.tensor([58.395, 57.12, 57.375])
@@ -194,3 +201,100 @@ def test_what_does_not_belong_to_the_checkpoint_is_refused(weights):
     wide = {name: v for name, v in dino.items()} | {"cls_token": torch.zeros(1, 1, 768)}
     with pytest.raises(ValueError, match="vit_base_patch14_dinov2, got others"):
         load_released_plus(clip, wide, decoder)
+
+# --- on the scenes: a second backbone in everything that a model goes through
+
+OTHERS = {  # a tower on CLIP's own grid, and one on another grid
+    "tiny": {"model.second": "tiny"},
+    "timm": {"model.second": "vit_tiny_patch16_224", "model.second_weights": "random"}}
+SMALL = dict(iters=4, warmup=1, bs=3, d=32, layers=1, heads=2, views=2)
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("plus")/"scenes", train=6, val=2, workers=1)
+
+def scenes_model(which="timm", **settings):
+    return build("tiny", preset("scenes", "plus", **{**SMALL, **settings}, **OTHERS[which]))
+
+def learnt(model): return torch.cat([p.detach().flatten() for p in model.decoder.parameters()])
+
+def run(model, root, out, **how):
+    return train(model, open_training(model, root, "train"), out, log_every=1, progress=False, **how)
+
+@pytest.mark.parametrize("which", OTHERS)
+def test_a_run_is_stopped_resumed_kept_and_scored(which, root, tmp_path):
+    whole = scenes_model(which)
+    before = learnt(whole)
+    history = run(whole, root, tmp_path/"whole")
+    def stop(i, _):
+        if i == 1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes_model(which), root, tmp_path/"stopped", on_step=stop)
+    resumed = scenes_model(which)
+    assert run(resumed, root, tmp_path/"stopped", resume=True) == history
+    assert learnt(resumed).equal(learnt(whole)) and not learnt(whole).equal(before)
+    cached = scenes_model(which)
+    run(cached, root, tmp_path/"cached", cache=tmp_path/"cache")
+    assert (learnt(cached) - learnt(whole)).norm() < .05*(learnt(whole) - before).norm()
+    assert {p.name.split("-")[0] for p in (tmp_path/"cache").glob("*.npy")} >= {"tokens", "second", "attn", "cam"}
+    pictures = open_data(root, "val", whole.classes.classes, None, with_masks=True, norm="clip")
+    scored = [evaluate(m, pictures, crf=False, progress=False) for m in (whole, *[KeptTokens(tmp_path, whole)]*2)]
+    assert all(s["ms"]["pixel_acc"] == pytest.approx(scored[0]["ms"]["pixel_acc"], abs=1e-3) for s in scored)
+
+def test_a_model_comes_back_from_its_file_and_its_folder(tmp_path):
+    model = scenes_model()
+    img = torch.randn(1, 3, 64, 88)
+    save_model(tmp_path/"model.safetensors", model)
+    save_pretrained(model, tmp_path/"hub")
+    for again in (load_model(tmp_path/"model.safetensors"), from_pretrained(tmp_path/"hub")):
+        assert type(again) is type(model) and again.cfg == model.cfg
+        assert again.logits(img).equal(model.eval().logits(img))
+    with pytest.raises(ValueError, match=r"expected the backbone .*\+"):  # as long as a fingerprint of two
+        load_model(tmp_path/"model.safetensors", second_weights=model.second.tower.state_dict() | {
+            "pos_embed": torch.zeros_like(model.second.tower.pos_embed)})
+    plain = build("tiny", preset("scenes"))
+    save_model(tmp_path/"plain.safetensors", plain)
+    with pytest.raises(ValueError, match="which has none"):
+        load_model(tmp_path/"plain.safetensors", second_weights="some.pt")
+
+def test_a_folder_for_others_names_no_place_of_this_machine(tmp_path):
+    torch.save(FrozenSecond("vit_tiny_patch16_224", "random").tower.state_dict(), tmp_path/"second.pt")
+    options = {"model.second": "vit_tiny_patch16_224", "model.second_weights": str(tmp_path/"second.pt")}
+    model = build("tiny", preset("scenes", "plus", **SMALL, **options))
+    folder = save_pretrained(model, tmp_path/"hub")
+    assert str(tmp_path) not in (folder/"config.json").read_text()
+    with pytest.raises(FileNotFoundError, match="second_weights"):
+        from_pretrained(folder)
+    again = from_pretrained(folder, second_weights=tmp_path/"second.pt")
+    assert again.second.fingerprint() == model.second.fingerprint()
+    (tmp_path/"second.pt").rename(folder/"second.pt")
+    assert from_pretrained(folder).second.fingerprint() == model.second.fingerprint()
+
+def test_another_second_backbone_is_not_resumed(root, tmp_path):
+    run(scenes_model("tiny"), root, tmp_path, on_step=None)
+    with pytest.raises(ValueError, match="options was"):
+        run(scenes_model("timm"), root, tmp_path, resume=True)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.pt2", "model.onnx"])
+def test_programs(name, tmp_path):
+    if name.endswith("onnx"):
+        pytest.importorskip("onnxscript")
+    dinov2 = {"model.second": "vit_small_patch14_dinov2", "model.second_weights": "random"}
+    for options in (OTHERS["tiny"], OTHERS["timm"], dinov2):
+        model = build("tiny", preset("scenes", "plus", **SMALL, **options)).eval()
+        off = export(model, tmp_path/name)
+        assert off["pixels"] > .999, options
+
+def test_the_command_knows_it_without_a_plugin(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fast = ["--profile", "scenes", "--clip", "tiny", "--device", "cpu", "--train-split", "train", "--recipe", "plus",
+            "--set", "iters=2", "warmup=1", "d=32", "layers=1", "heads=2", "bs=2"]
+    assert main(["train", str(root), "--out", "run", "--second", "tiny", *fast]) == 0
+    picture = next((root/"JPEGImages").glob("*.jpg"))
+    assert main(["predict", str(picture), "--checkpoint", "run/model.safetensors", "--out", "masks", "--no-crf"]) == 0
+    assert len(list((tmp_path/"masks").iterdir())) == 1
+    for words, says in ((fast, "give one as --second"), ([*fast, "--second", "resnet18"], "plain ViT"),
+                        (["--second", "tiny"], "--recipe plus")):
+        assert main(["train", str(root), "--out", "bad", *words]) != 0
+        assert says in capsys.readouterr().err
