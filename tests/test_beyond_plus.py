@@ -18,6 +18,7 @@ from weclip.method.config import preset
 from weclip.method.losses import affinity_label, upsample
 from weclip.use.export import export
 from weclip.use.hub import from_pretrained, save_pretrained
+from weclip.world.classifier import train_classifier
 from weclip.world.scenes import write_scenes
 
 MEAN = torch.tensor([123.675, 116.28, 103.53])
@@ -269,6 +270,19 @@ def test_a_folder_for_others_names_no_place_of_this_machine(tmp_path):
     assert again.second.fingerprint() == model.second.fingerprint()
     (tmp_path/"second.pt").rename(folder/"second.pt")
     assert from_pretrained(folder).second.fingerprint() == model.second.fingerprint()
+
+def test_the_classifier_of_the_scenes_is_a_second_backbone(tmp_path):
+    with pytest.raises(ValueError, match="weclip classifier"):
+        FrozenSecond("classifier")
+    with pytest.raises(FileNotFoundError, match="weclip classifier"):
+        FrozenSecond("classifier", tmp_path/"classifier.safetensors")
+    train_classifier(tmp_path, 16, n_pictures=8, bs=8, horizon=16, cool=8, workers=1)
+    second = FrozenSecond("classifier", tmp_path/"classifier.safetensors")
+    model = build("tiny", preset("scenes", "plus", **SMALL), second=second)
+    seen = model.eval()(torch.randn(1, 3, 64, 80), [[0]])
+    assert seen.tokens[1].shape == (1, 8, 10, 128) and seen.logits_second.isfinite().all()
+    assert dict(model.cfg.options)["model.second_weights"] == str(tmp_path/"classifier.safetensors")
+    assert second.fingerprint() != FrozenSecond("tiny").fingerprint()
 
 def test_another_second_backbone_is_not_resumed(root, tmp_path):
     run(scenes_model("tiny"), root, tmp_path, on_step=None)

@@ -60,7 +60,7 @@ def plain_rows(n:Tensor,     # rows of the new grid, a number
                to:Tensor,    # 0 .. n - 1
                old:Tensor,   # 0 .. g - 1
                offset:Tensor,# as in `plain_resample`, a number
-               is_smooth:bool
+               is_smooth:bool # as timm: with smoothing
     )->Tensor:               # (n, g), rows sum to 1
     "How much of each old row is in each new one."
     g = len(old)
@@ -379,7 +379,7 @@ class WeCLIPPlus(WeCLIP):
         decoder = decoder or PlusDecoder(
             width=clip.width, second_width=second.width, n_classes=classes.n_classes,
             d=cfg.d, layers=cfg.layers, heads=cfg.heads, dropout=cfg.dropout)
-        _check_second(decoder, second)
+        _check_second(decoder, second, clip, cfg)
         super().__init__(clip, text_fg, text_bg, classes, replace(cfg, n_feats=1), decoder)
         self.cfg = replace(cfg, options=(*cfg.options, *second.options().items()))
         self.second = second
@@ -402,8 +402,10 @@ class WeCLIPPlus(WeCLIP):
         "The last of CLIP's tokens alone, and those of the second backbone."
         return frozen._replace(tokens=(frozen.tokens[-1], self.second(img)))
 
-def _check_second(decoder:PlusDecoder, second:FrozenSecond)->None:
-    "Refuse a decoder that was made for one backbone, or for another second one."
+def _check_second(decoder:PlusDecoder, second:FrozenSecond, clip:FrozenCLIP, cfg:Config)->None:
+    "Refuse a decoder that was made for one backbone, or for another second one, and too shallow a CLIP."
+    if cfg.n_feats > clip.n_blocks:
+        raise ValueError(f"n_feats: expected at most the encoder's {clip.n_blocks} blocks, got {cfg.n_feats}")
     if not isinstance(decoder, PlusDecoder):
         raise ValueError(f"decoder: expected a PlusDecoder, which has two heads, got {type(decoder).__name__}")
     if decoder.second.width != second.width:
