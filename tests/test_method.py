@@ -101,7 +101,7 @@ def test_cocos_batch_is_the_recipes():
 
 
 def test_faint_cams_are_ignored_by_the_mended_recipe_alone():
-    assert {r: preset("voc", r).cam_floor > 0 for r in RECIPES} == dict(released=False, paper=False, mended=True)
+    assert {r: preset("voc", r).cam_floor > 0 for r in RECIPES} == dict.fromkeys(RECIPES, False) | dict(mended=True)
     assert preset("own").cam_floor == preset("voc", "mended").cam_floor
 
 

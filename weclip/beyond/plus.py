@@ -25,6 +25,7 @@ from ..method.cam import Cams
 from ..method.losses import local_count
 from ..method.model import Frozen, WeCLIP, tf32_as_set
 from ..method.seams import paper_cam, register
+from ..data.pictures import NORMS
 from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip
 from ..world.classifier import load_classifier, new_classifier
@@ -206,11 +207,15 @@ class FrozenSecond(nn.Module):
             self.patch = self.tower.patch
             self.width = self.tower.width
             self.offset = 0.
+            own = NORMS["clip"]
         else:
             self.patch = self.tower.patch_embed.patch_size[0]
             self.width = self.tower.embed_dim
+            own = self.tower.pretrained_cfg["mean"], self.tower.pretrained_cfg["std"]
             is_dinov2 = "dinov2" in name and self.tower.reg_token is None
             self.offset = .1 if is_dinov2 and positions == "dinov2" else 0.
+        for norm, given in NORMS.items():
+            self.register_buffer(norm, _other_norm(given, own), persistent=False)
 
     def train(self,
         mode:bool=True # ignored
@@ -220,9 +225,12 @@ class FrozenSecond(nn.Module):
 
     @torch.no_grad()
     def forward(self,
-        img:Tensor # normalised images, any size, (B, 3, H, W)
-    )->Tensor:     # (B, h', w', D')
-        "Patch tokens of the picture, resized to whole patches."
+        img:Tensor,     # normalised images, any size, (B, 3, H, W)
+        norm="imagenet" # how they are normalised: imagenet | clip
+    )->Tensor:          # (B, h', w', D')
+        "Patch tokens of the picture, normalised as in the tower's training and resized to whole patches."
+        factor, shift = getattr(self, norm)
+        img = img*factor + shift
         size = [self.patch*torch.sym_max(1, n//self.patch) for n in img.shape[-2:]]
         img = F.interpolate(img, size, mode="bilinear")  # the same where it is the same size
         if isinstance(self.tower, FrozenCLIP): return clip_tokens(self.tower, img)
@@ -243,6 +251,12 @@ class FrozenSecond(nn.Module):
             digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
         digest.update(str(self.offset).encode())  # other positions, other tokens
         return digest.hexdigest()[:12]
+
+def _other_norm(given:tuple, own:tuple)->Tensor: # factor and shift, (2, 3, 1, 1)
+    "From one mean and deviation of R, G and B to another; 1 and 0 where they are the same."
+    mean, std = torch.tensor(given)
+    own_mean, own_std = torch.tensor(own)
+    return torch.stack([std/own_std, (mean - own_mean)/own_std])[..., None, None]
 
 # %% ../../nbs/8_beyond/04_plus.ipynb #d739e06c
 class Fuse(nn.Module):
@@ -400,7 +414,7 @@ class WeCLIPPlus(WeCLIP):
 
     def _with_second(self, frozen:Frozen, img:Tensor)->Frozen:
         "The last of CLIP's tokens alone, and those of the second backbone."
-        return frozen._replace(tokens=(frozen.tokens[-1], self.second(img)))
+        return frozen._replace(tokens=(frozen.tokens[-1], self.second(img, self.cfg.norm)))
 
 def _check_second(decoder:PlusDecoder, second:FrozenSecond, clip:FrozenCLIP, cfg:Config)->None:
     "Refuse a decoder that was made for one backbone, or for another second one, and too shallow a CLIP."

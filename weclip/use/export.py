@@ -69,7 +69,7 @@ class Predictor(nn.Module):
             x, _ = block_forward(block, x)
             tokens.append(patches(x))
         if self.second is not None:
-            tokens = [tokens[-1], self.second(seen)]
+            tokens = [tokens[-1], self.second(seen, self.norm)]
         logits = self.decoder(tokens, grid).logits
         return logits, upsample(logits, img.shape[1:3]).argmax(1).to(torch.uint8)
 
