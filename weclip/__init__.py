@@ -4,6 +4,7 @@ __version__ = "0.2.0"
 import importlib
 
 _FRONT = {  # name -> where it is defined
+    "register": "method.seams.register",
     "predict": "use.segmentation.predict",
     "Segmentation": "use.segmentation.Segmentation",
     "from_pretrained": "use.hub.from_pretrained",

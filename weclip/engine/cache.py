@@ -9,6 +9,7 @@ __all__ = ['cache_files', 'fill', 'KeptCrops', 'FrozenCache', 'KeptTokens']
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from inspect import getsource
 from pathlib import Path
 import hashlib, json, os
 import numpy as np, torch
@@ -18,6 +19,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.batch import group, pairs, slots
+from ..method.config import Config
+from ..method.seams import seam
 from ..method.model import Frozen, WeCLIP
 from ..data.pictures import preprocess
 from ..data.voc import Sample, SegData, view_key
@@ -40,10 +43,17 @@ def cache_files(folder,       # of the cache
     names = dict(tokens=_digest(tokens))
     if not c.supervised:
         k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
-        scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model)]
+        scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model), *_cam_made_by(c)]
         names |= dict.fromkeys(("attn", "cam"), _digest([*tokens, data.tags, *scoring]))
         names |= dict.fromkeys(("img", "box"), _digest(crops))
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
+
+def _cam_made_by(cfg:Config)->list:
+    "What tells another CAM from the paper's: its name, its source and its settings."
+    if cfg.cam == Config.cam: return []
+    function = seam(cfg, "cam")
+    inner = getattr(function, "func", function)
+    return [cfg.cam, getsource(inner), [option for option in cfg.options if option[0].startswith("cam.")]]
 
 def _n_maps(model)->int:
     "Attention maps that the refinement reads before or after the switch."

@@ -372,7 +372,7 @@ def pace(model:WeCLIP,     # its settings are read, its weights not changed
     ready = []
     loading = seconds_each(lambda _: ready.append(next(feed)), range(5))
     def step(k):
-        losses, _ = loss(model, to_device(ready[k], device, model.cfg), dynamic=k != 1)
+        losses, _ = loss(model, to_device(ready[k], device, model.cfg), 0 if k == 1 else model.cfg.switch)
         losses.total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

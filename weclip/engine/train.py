@@ -48,19 +48,20 @@ UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # changes nothing
 
 def weak_loss(model:WeCLIP, # in training mode
               batch,        # `Batch` on the model's device; img, tags and with `pad_ignore` valid are read
-              dynamic:bool, # after the switch: A_f takes part in the refinement
+              i:int,        # iteration, from 0; from `cfg.switch` on A_f takes part in the refinement
               whole=local_count # count here -> count of the whole batch
     )->tuple:               # (Losses, Output)
     "Loss of a batch whose only labels are tags, Eq. (10)."
+    dynamic = i >= model.cfg.switch
     out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen)
-    return model.loss(out, whole), out
+    return model.loss(out, i, whole), out
 
 @tf32_as_set
 def train_step(model:WeCLIP,  # in training mode, changed in place
                opt,           # of `optimiser`
                batch,         # `Batch` on the model's device
                i:int,         # iteration, from 0
-               loss=weak_loss, # (model, batch, dynamic) -> (Losses, Output)
+               loss=weak_loss, # (model, batch, i) -> (Losses, Output)
                scaler=None    # of `loss_scaler`, the same in every step; None: without, which fp16 cannot do
     )->tuple:                 # (Losses, Output)
     "One step of AdamW at iteration `i`."
@@ -71,7 +72,7 @@ def train_step(model:WeCLIP,  # in training mode, changed in place
     torch.manual_seed(cfg.seed*1_000_003 + i)
     for group in opt.param_groups:
         group["lr"] = learning_rate(i, cfg)
-    losses, out = loss(model, batch, dynamic=i >= cfg.switch)
+    losses, out = loss(model, batch, i)
     opt.zero_grad(set_to_none=True)
     scaler.scale(losses.total).backward()
     scaler.unscale_(opt)
@@ -222,7 +223,8 @@ class _Run:
     def record(self, i:int, losses, bar)->None:
         "Note the losses of the whole batch: in the history, on the bar, for TensorBoard."
         cfg = self.model.cfg
-        total, seg, aff = (summed(torch.stack(losses).detach(), self.ranks)/self.ranks.size).tolist()  # one transfer
+        values = (summed(torch.stack(losses).detach(), self.ranks)/self.ranks.size).tolist()  # one transfer
+        total, seg, aff = values[:3]
         if total != total: raise FloatingPointError(f"iteration {i}: the loss is not a number; lower lr ({cfg.lr})")
         lr = learning_rate(i, cfg)
         self.history.append([i, total, seg, aff, lr])
@@ -230,7 +232,8 @@ class _Run:
         speed = f", {rate*cfg.bs:.1f} img/s" if rate else ""
         bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}{speed}", refresh=False)
         if self.board:
-            for name, value in dict(loss=total, seg=seg, aff=aff, lr=lr).items():
+            by_name = dict(zip(losses._fields, values))
+            for name, value in dict(by_name, loss=by_name.pop("total"), lr=lr).items():
                 self.board.add_scalar(name, value, i)
 
     def show(self, i:int, sheets:dict)->None:
@@ -282,7 +285,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
           data:SegData,         # pictures with what `loss` needs
           out,                  # folder of the run: checkpoint, TensorBoard files
           resume:bool=False,    # continue a checkpoint in `out`
-          loss=weak_loss,       # (model, batch, dynamic[, whole]) -> (Losses, Output)
+          loss=weak_loss,       # (model, batch, i[, whole]) -> (Losses, Output)
           workers:int=0,        # loading processes
           cache=None,           # folder for the features of the fixed crops (`cfg.views`); None: encode at every visit
           every:int=500,        # iterations between checkpoints, and between pictures

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'ARCH', 'why_not', 'arch_config', 'tower_size', 'plain_vit', 'published_archives', 'read_weights', 'new_clip',
            'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'fingerprint',
-           'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'load_decoder', 'convert_official',
-           'decoder_from_official', 'load_released']
+           'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'check_modules', 'load_decoder',
+           'convert_official', 'decoder_from_official', 'load_released']
 
 # %% ../../nbs/4_engine/00_weights.ipynb #71c6212f
 from dataclasses import asdict, replace
@@ -23,6 +23,7 @@ from ..method.config import Config, from_dict, preset, to_dict
 from ..method.classes import ClassSet
 from ..method.clip import FrozenCLIP, text_features
 from ..method.decoder import Decoder
+from ..method.seams import PLACES, foreign, registered, seam
 from ..method.model import WeCLIP
 from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip, tiny_tokenizer
@@ -263,7 +264,7 @@ def build(clip="tiny",         # as in `load_backbone`
     text_fg = text_features(model, tokenizer, classes.prompts, classes.template)
     text_bg = text_features(model, tokenizer, classes.background, classes.template)
     torch.manual_seed(cfg.seed)
-    return WeCLIP(tower, text_fg, text_bg, classes, cfg, decoder)
+    return seam(cfg, "model")(tower, text_fg, text_bg, classes, cfg, decoder)
 
 def _warn(tower:FrozenCLIP, cfg:Config, classes:ClassSet, tokenizer)->None:
     "Log what works but is hardly wanted."
@@ -293,8 +294,10 @@ def describe(model:WeCLIP, # to be written down
              backbone=None # as in `load_backbone`; None: what it was built with
     )->dict:               # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
+    modules = foreign(model.cfg)
     return dict(format="weclip-1", backbone=str(backbone or model.clip.weights), arch=model.clip.arch,
-                fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes))
+                fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes),
+                **dict(modules=modules) if modules else {})
 
 def save_model(path,               # file to write
                model:WeCLIP,       # only its decoder's weights are stored
@@ -338,6 +341,7 @@ def load_model(path,     # file of `save_model`
     "A trained model, ready to predict."
     about, state = read_model(path)
     classes, cfg, backbone, mark = _rebuilt(about, state, path)
+    check_modules(cfg, about.get("modules"), path)
     arch = arch or str(about.get("arch") or ARCH)
     try:
         model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
@@ -349,6 +353,19 @@ def load_model(path,     # file of `save_model`
                          f"got {clip or backbone} ({found})")
     load_decoder(model.decoder, state, path)
     return model.eval()
+
+def check_modules(cfg:Config, # as a file has it
+                  modules,    # as the file names them: place -> module
+                  path        # of the file, for the message
+    )->None:
+    "Refuse names of functions that nobody registered, and say where they came from; nothing is imported."
+    for place in PLACES:
+        name = getattr(cfg, place)
+        if name in registered(place): continue
+        module = modules.get(place) if isinstance(modules, dict) else None
+        source = f"the module {module!r}" if module else "a module that the file does not name"
+        raise ValueError(f"{path}: its {place} is {name!r}, a function that {source} registers; "
+                         "import it first (--plugin MODULE)")
 
 def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone, fingerprint)
     "What a description says, as far as it fits the weights beside it."

@@ -93,7 +93,7 @@ def _others(methods:tuple): # of `Published`
 
 def _ours(table, about, **settings): return Row("WeCLIP", settings, WECLIP[table], about)
 
-_PARTS = {"decoder": dict(refine=False), "decoder + RFM": {}}
+_PARTS = {"decoder": dict(refine="none"), "decoder + RFM": {}}
 _LAYERS = tuple(Row("1 layer" if n == 1 else f"{n} layers", dict(layers=n), {"val": v}) for n, v in TABLE5.items())
 _MAPS = {
     "A_f": dict(use_gate=False, use_attn=False),

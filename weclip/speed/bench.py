@@ -114,7 +114,7 @@ def stages(model:WeCLIP, # of `inputs`
         "encoder": lambda: clip.encode(img),
         "encoder + attention": lambda: clip.encode(img, n_attn=n_attn),
         "GradCAM": lambda: gradcam(clip, last, out.grid, model.text_fg, model.text_bg, *pairs, cfg.pool, most),
-        "RFM": lambda: model.refine(out.cam, out.attn, out.aff, out.img_idx, True, most),
+        "RFM": lambda: model.refine(out, out.aff, out.logits, True, most),
         "PAR": par,
         "decoder": decoder,
         "losses": losses,

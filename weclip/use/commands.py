@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..machine import in_words, write_json
 from ..method.config import MODES, STAGES, Config, preset
 from ..method.classes import COCO, SCENES, VOC, ClassSet
+from ..method.seams import PLACES
 from ..method.model import WeCLIP
 from ..method.metrics import format_scores
 from ..data.pictures import save_mask
@@ -137,8 +138,9 @@ def setting(text:str # "name=value"
     "One value of `--set`."
     name, equals, value = text.partition("=")
     known = sorted(field.name for field in fields(Config))
-    if not equals or name not in known:
-        raise ValueError(f"--set: expected NAME=VALUE with a name of {known}, got {text!r}")
+    is_option = name.partition(".")[0] in PLACES and "." in name
+    if not equals or not (name in known or is_option):
+        raise ValueError(f"--set: expected NAME=VALUE with a name of {known}, or such as affinity.tau, got {text!r}")
     try:
         return name, literal_eval(value)
     except (ValueError, SyntaxError):
