@@ -511,8 +511,8 @@ def collate(samples:list # of `Sample`, of one size
     y0, y1, x0, x1 = torch.tensor(boxes).T[..., None]  # (B, 1) each
     y, x = map(torch.arange, imgs[0].shape[1:])
     valid = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None]  # (B, H, W)
-    lbl, regions = (None if maps[0] is None else torch.stack(maps).long() for maps in (masks, regions))
-    return Batch(list(ids), torch.stack(imgs), list(tags), lbl, valid, list(keys), regions=regions)
+    def stacked(maps): return None if maps[0] is None else torch.stack(maps).long()
+    return Batch(list(ids), torch.stack(imgs), list(tags), stacked(masks), valid, list(keys), regions=stacked(regions))
 
 # %% ../../nbs/2_data/01_voc.ipynb #3b678ac9
 @lru_cache(maxsize=2)
