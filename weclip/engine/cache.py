@@ -9,7 +9,6 @@ __all__ = ['cache_files', 'fill', 'KeptCrops', 'FrozenCache', 'KeptTokens']
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from inspect import getsource
 from pathlib import Path
 import hashlib, json, os
 import numpy as np, torch
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.batch import group, pairs, slots
 from ..method.config import Config
-from ..method.seams import seam
+from ..method.seams import sources
 from ..method.model import Frozen, WeCLIP
 from ..data.pictures import preprocess
 from ..data.voc import Sample, SegData, view_key
@@ -54,9 +53,8 @@ def cache_files(folder,       # of the cache
 def _cam_made_by(cfg:Config)->list:
     "What tells another CAM from the paper's: its name, its source and its settings."
     if cfg.cam == Config.cam: return []
-    function = seam(cfg, "cam")
-    inner = getattr(function, "func", function)
-    return [cfg.cam, getsource(inner), [option for option in cfg.options if option[0].startswith("cam.")]]
+    options = [option for option in cfg.options if option[0].startswith("cam.")]
+    return [cfg.cam, sources(cfg).get("cam"), options]
 
 def _n_maps(model)->int:
     "Attention maps that the refinement reads before or after the switch."
