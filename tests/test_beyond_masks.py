@@ -10,7 +10,7 @@ from weclip.method.par import pseudo_labels
 from weclip.data.pictures import random_crop, read_mask, read_regions, save_regions, smallest_first
 from weclip.data.voc import batches, open_data
 from weclip.engine.cache import FrozenCache
-from weclip.engine.job import open_training
+from weclip.engine.job import open_training, run_job
 from weclip.engine.pseudo import preview, score_stages
 from weclip.engine.train import train, weak_loss
 from weclip.engine.weights import build, load_model
@@ -218,3 +218,13 @@ def test_the_loss_of_a_step_reads_the_regions(root, regions, monkeypatch):
     monkeypatch.setattr(beyond, "vote", lambda labels, ids, share: seen.append(ids) or real(labels, ids, share))
     weak_loss(m, batch, 0)
     assert seen[0].equal(batch.regions)
+
+def test_a_job_scores_the_labels_after_the_vote(root, regions, tmp_path):
+    found = {}
+    for labels in ("vote", "par"):
+        m = model(labels=labels)
+        found[labels] = run_job(m, root, tmp_path/labels, modes=("single",), say=str, sheet=1, regions=regions)
+    assert found["vote"]["pseudo"] != found["par"]["pseudo"]
+    assert found["vote"]["initial+PAR"] == found["par"]["initial+PAR"]
+    with pytest.raises(ValueError, match="labels 'vote': expected regions"):
+        run_job(model(), root, tmp_path/"none", modes=("single",), say=str, sheet=0)
