@@ -6,6 +6,7 @@ import weclip.beyond.masks as beyond
 import weclip.engine.cache as cache
 from weclip.beyond.masks import plain_vote, vote
 from weclip.method.config import preset
+from weclip.method.metrics import confusion, scores
 from weclip.method.par import pseudo_labels
 from weclip.data.pictures import random_crop, read_mask, read_regions, save_regions, smallest_first
 from weclip.data.voc import batches, open_data
@@ -178,8 +179,14 @@ def test_stages_and_previews_vote(root, regions):
     assert sum(n == 1 for n in counts) > .8*len(counts)  # few squares have no winner
     plain = model(labels="par").eval()
     found = [score_stages(some, data, progress=False, stages=("pseudo", "refined")) for some in (m, plain)]
-    assert found[0]["pseudo"]["miou"] != found[1]["pseudo"]["miou"]
     assert found[0]["refined"]["miou"] == found[1]["refined"]["miou"]
+    counts = 0
+    for name in data.ids:
+        image, mask = data.read(name)
+        label = preview(plain, image, data.tags[name], stages=("pseudo",))[1]["pseudo"]
+        ids = torch.from_numpy(data.read_regions(name, mask.shape)).long()
+        counts += confusion(plain_vote(label[None], ids[None])[0], torch.from_numpy(mask), 8)
+    assert found[0]["pseudo"]["miou"] == scores(counts, m.classes.names)["miou"] != found[1]["pseudo"]["miou"]
 
 FAST = ["--profile", "scenes", "--clip", "tiny", "--device", "cpu", "--train-split", "train"]
 SET = ["--set", *(f"{name}={value}" for name, value in SMALL.items())]
@@ -190,11 +197,14 @@ def test_commands_take_a_folder_of_masks(root, regions, tmp_path, capsys):
     assert main(["pseudo", str(root), "--out", str(tmp_path/"plain"), *FAST]) == 0
     files = sorted((tmp_path/"voted").glob("*.png"))
     pairs = [[read_mask(folder/file.name, 8) for folder in (tmp_path/"voted", tmp_path/"plain")] for file in files]
+    clear = [*masks, *FAST, "--set", "labels.min_share=.9"]
+    assert main(["pseudo", str(root), "--out", str(tmp_path/"clear"), *clear]) == 0
     ids = [read_regions(regions/file.name, voted.shape) for file, (voted, _) in zip(files, pairs)]
     assert len(files) == 6 and any((voted != plain).any() for voted, plain in pairs)
-    for region_of, (voted, plain) in zip(ids, pairs):
-        want = plain_vote(*(torch.from_numpy(a).long()[None] for a in (plain, region_of)))[0]
-        assert (voted == want.numpy()).all()
+    for file, region_of, (voted, plain) in zip(files, ids, pairs):
+        maps = [torch.from_numpy(a).long()[None] for a in (plain, region_of)]
+        assert (voted == plain_vote(*maps)[0].numpy()).all()
+        assert (read_mask(tmp_path/"clear"/file.name, 8) == plain_vote(*maps, .9)[0].numpy()).all()
     assert main(["train", str(root), "--out", str(tmp_path/"run"), *masks, *FAST, *SET]) == 0
     trained = load_model(tmp_path/"run"/"model.safetensors")
     assert trained.cfg.labels == "vote"

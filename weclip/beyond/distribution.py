@@ -6,7 +6,7 @@
 __all__ = ['ROOM', 'DISTRIBUTIONS', 'dense_features', 'entropy', 'plain_agreement', 'agreement', 'clip_distributions',
            'decoder_distributions', 'distribution_affinity']
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #728afc88
+# %% ../../nbs/8_beyond/02_distribution.ipynb #e56a3f1d
 from math import log
 
 import torch, torch.nn.functional as F
@@ -18,7 +18,7 @@ from ..method.decoder import recompute
 from ..method.seams import register
 from ..method.model import Frozen
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #3c3fc0f6
+# %% ../../nbs/8_beyond/02_distribution.ipynb #9d16be4b
 def dense_features(clip:FrozenCLIP, # frozen encoder; the value path of its last block is run here
                    x:Tensor         # patches as the last block reads them, (B, L, D)
     )->Tensor:                      # (B, L, E), length 1
@@ -31,7 +31,7 @@ def dense_features(clip:FrozenCLIP, # frozen encoder; the value path of its last
     vector = clip.image_vector(alone[..., None, :])              # a picture of one patch, (B, L, D)
     return F.normalize(vector @ clip.visual.proj, dim=-1)
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #30a7f7c8
+# %% ../../nbs/8_beyond/02_distribution.ipynb #8f1e0089
 def entropy(p:Tensor,  # probabilities, classes along `dim`
             dim:int=-1 # axis of the classes
     )->Tensor:         # without that axis, nats
@@ -46,7 +46,7 @@ def plain_agreement(p:Tensor # distribution of every patch, (B, L, C')
     jsd = entropy(mixed) - (h[:, :, None] + h[:, None])/2
     return (1 - jsd/log(2)).clamp(0, 1)                          # rounding may leave [0, 1]
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #79f6f3f9
+# %% ../../nbs/8_beyond/02_distribution.ipynb #d5ada520
 ROOM = dict(cpu=2**18, cuda=2**25)  # numbers of the mixtures that are held at a time
 
 def agreement(p:Tensor # distribution of every patch, (B, L, C')
@@ -61,7 +61,7 @@ def agreement(p:Tensor # distribution of every patch, (B, L, C')
     h = entropy(p)
     return (1 - (mixed - (h[:, :, None] + h[:, None])/2)/log(2)).clamp(0, 1)
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #601b0ad6
+# %% ../../nbs/8_beyond/02_distribution.ipynb #2f2f28e3
 def clip_distributions(model,         # a `WeCLIP`
                        frozen:Frozen, # tokens of the batch
                        tau:float=0.   # factor of the cosines; 0: CLIP's own scale
