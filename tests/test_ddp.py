@@ -7,6 +7,7 @@ import os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
+import weclip.beyond.rfm_plus  # noqa: F401 (registers names)
 from weclip.method.config import preset
 from weclip.method.losses import local_count
 from weclip.data.voc import open_data
@@ -22,7 +23,8 @@ STEPS = 6
 STOP = 4
 SMALL = dict(iters=STEPS, switch=3, warmup=2, d=16, layers=1, heads=2, bs=4, crop=48, n_feats=4, par_iters=2, views=0)
 CASES = dict(weak=dict(dropout=.1), ce=dict(dropout=0., seg_loss="ce", aff_loss="ce", clip_grad=.1),
-             masks=dict(dropout=0., supervised=True))
+             masks=dict(dropout=0., supervised=True),
+             plus={"refine": "rfm_p", "loss": "plus", "loss.self_thr": .2, "loss.dice_over": "present"})
 CLI = ["--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu",
        "--set", *(f"{k}={v}" for k, v in SMALL.items())]
 

@@ -230,9 +230,11 @@ class _Run:
         self.history.append([i, total, seg, aff, lr])
         rate = bar.format_dict["rate"]
         speed = f", {rate*cfg.bs:.1f} img/s" if rate else ""
-        bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}{speed}", refresh=False)
+        by_name = dict(zip(losses._fields, values))
+        more = "".join(f", {name} {by_name[name]:.3f}" for name in losses._fields[3:])  # of another loss
+        terms = f"; seg {seg:.3f}, aff {aff:.3f}{more}" if more else f" = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}"
+        bar.set_postfix_str(f"loss {total:.3f}{terms}{speed}", refresh=False)
         if self.board:
-            by_name = dict(zip(losses._fields, values))
             for name, value in dict(by_name, loss=by_name.pop("total"), lr=lr).items():
                 self.board.add_scalar(name, value, i)
 
