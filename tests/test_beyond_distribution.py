@@ -1,5 +1,6 @@
 """The affinity of class distributions: by hand, against loops, without NaN, frozen where it is CLIP's."""
 import math
+from dataclasses import replace
 import open_clip, pytest, torch
 import weclip.beyond.distribution as beyond
 from torch import nn
@@ -134,6 +135,21 @@ def test_the_decoders_distributions_are_of_its_logits(batch):
     assert (decoder_distributions(m, out.fu, 3.) - (3*logits).softmax(-1)).abs().max() < 1e-5
     with pytest.raises(ValueError, match="unknown affinity.of: 'clips'; did you mean 'clip'"):
         model(**{"affinity.of": "clips"})(batch.img, batch.tags)
+
+def test_with_a_second_backbone_clip_has_its_own_tokens_and_the_decoder_two_halves(batch):
+    m = model().eval()
+    with torch.no_grad():
+        out = m(batch.img, batch.tags)
+        second = torch.randn(len(batch.img), 5, 5, 24)
+        of_both = out._replace(tokens=(out.tokens[-1], second))  # block 11 of 12, and another tower's
+        assert m.cfg.n_feats == 11 and clip_distributions(m, of_both).equal(clip_distributions(m, out))
+        other = torch.randn_like(out.fu)
+        logits = (m.decoder.head(out.fu) + m.decoder.head(other))/2
+        found = decoder_distributions(m, torch.cat([out.fu, other], 1))
+        assert (found - logits.flatten(2).mT.softmax(-1)).abs().max() < 1e-6
+        m.cfg = replace(m.cfg, n_feats=12)                       # then the only one is the last block's output
+        with pytest.raises(ValueError, match="expected the decoder to read the input of the last block"):
+            clip_distributions(m, of_both)
 
 def weights_after(root, out, **settings):
     m = model(**settings)

@@ -6,7 +6,7 @@
 __all__ = ['ROOM', 'DISTRIBUTIONS', 'dense_features', 'entropy', 'plain_agreement', 'agreement', 'clip_distributions',
            'decoder_distributions', 'distribution_affinity']
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #e56a3f1d
+# %% ../../nbs/8_beyond/02_distribution.ipynb #f8d9283d
 from math import log
 
 import torch, torch.nn.functional as F
@@ -18,7 +18,7 @@ from ..method.decoder import recompute
 from ..method.seams import register
 from ..method.model import Frozen
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #9d16be4b
+# %% ../../nbs/8_beyond/02_distribution.ipynb #f5e4d472
 def dense_features(clip:FrozenCLIP, # frozen encoder; the value path of its last block is run here
                    x:Tensor         # patches as the last block reads them, (B, L, D)
     )->Tensor:                      # (B, L, E), length 1
@@ -31,7 +31,7 @@ def dense_features(clip:FrozenCLIP, # frozen encoder; the value path of its last
     vector = clip.image_vector(alone[..., None, :])              # a picture of one patch, (B, L, D)
     return F.normalize(vector @ clip.visual.proj, dim=-1)
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #8f1e0089
+# %% ../../nbs/8_beyond/02_distribution.ipynb #06a86006
 def entropy(p:Tensor,  # probabilities, classes along `dim`
             dim:int=-1 # axis of the classes
     )->Tensor:         # without that axis, nats
@@ -46,7 +46,7 @@ def plain_agreement(p:Tensor # distribution of every patch, (B, L, C')
     jsd = entropy(mixed) - (h[:, :, None] + h[:, None])/2
     return (1 - jsd/log(2)).clamp(0, 1)                          # rounding may leave [0, 1]
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #d5ada520
+# %% ../../nbs/8_beyond/02_distribution.ipynb #7732e4c6
 ROOM = dict(cpu=2**18, cuda=2**25)  # numbers of the mixtures that are held at a time
 
 def agreement(p:Tensor # distribution of every patch, (B, L, C')
@@ -61,28 +61,31 @@ def agreement(p:Tensor # distribution of every patch, (B, L, C')
     h = entropy(p)
     return (1 - (mixed - (h[:, :, None] + h[:, None])/2)/log(2)).clamp(0, 1)
 
-# %% ../../nbs/8_beyond/02_distribution.ipynb #2f2f28e3
+# %% ../../nbs/8_beyond/02_distribution.ipynb #1406ea5b
 def clip_distributions(model,         # a `WeCLIP`
                        frozen:Frozen, # tokens of the batch
                        tau:float=0.   # factor of the cosines; 0: CLIP's own scale
     )->Tensor:                        # (B, L, C-1+b), no gradient
     "How CLIP spreads every patch over the texts of all classes and of the background."
-    last = model.clip.n_blocks - 1
-    if not 1 <= last <= len(frozen.tokens):
+    before_last = model.clip.n_blocks - 1
+    n_read = model.cfg.n_feats
+    own = [x for x in frozen.tokens if x.ndim == 3]              # a second backbone's have a grid, (B, h', w', D')
+    from_end = n_read - before_last + 1                          # place of block N-1 among them, 1: the last
+    if not (before_last and 1 <= from_end <= len(own)):
         raise ValueError("affinity 'distribution' of 'clip': expected the decoder to read the input of the last "
-                         f"block, n_feats >= {max(last, 1)} of {last + 1} blocks, got {len(frozen.tokens)}; "
+                         f"block, n_feats >= {max(before_last, 1)} of {before_last + 1} blocks, got {n_read}; "
                          "set n_feats, or affinity.of=decoder")
     texts = torch.cat([model.text_fg, model.text_bg])
-    feats = dense_features(model.clip, frozen.tokens[last - 1].to(texts.dtype))
+    feats = dense_features(model.clip, own[-from_end].to(texts.dtype))
     return ((tau or model.clip.scale)*feats @ texts.T).softmax(-1)
 
 def decoder_distributions(model,       # a `WeCLIP`
-                          fu:Tensor,   # F_u, (B, d, h, w)
+                          fu:Tensor,   # F_u, (B, d, h, w), or of two backbones, (B, 2d, h, w)
                           tau:float=0. # factor of the logits; 0: 1
     )->Tensor:                         # (B, L, C), with gradient
     "How the decoder spreads every patch over the classes."
     with model.mixed():
-        logits = model.decoder.head(fu)
+        logits = torch.stack([model.decoder.head(half) for half in fu.split(model.cfg.d, 1)]).mean(0)
     return ((tau or 1.)*logits.float().flatten(2).mT).softmax(-1)
 
 DISTRIBUTIONS = ("clip", "decoder")
