@@ -104,6 +104,22 @@ def test_all_three_forms_of_sam_are_one(tmp_path):
         assert (read_regions(tmp_path/name, (7, 9)) == want).all(), name
     assert (want[masks[0]] == 3).all() and (want[masks[2] & ~masks[1] & ~masks[0]] == 1).all()
 
+def test_maps_are_read_from_any_mode_of_a_png(tmp_path):
+    ids = np.arange(56, dtype=np.uint8).reshape(7, 8)*4
+    palette = Image.fromarray(ids)
+    palette.putpalette(np.random.default_rng(0).integers(0, 255, 768, dtype=np.uint8).tobytes())
+    images = {"grey": (Image.fromarray(ids), ids), "palette": (palette, ids),
+              "deep": (Image.fromarray(ids.astype(np.uint16)*300), ids.astype(np.int64)*300),
+              "bits": (Image.fromarray(ids > 100), ids > 100),
+              "colours": (Image.fromarray(np.stack([ids, ids//2, ids//4], -1)),
+                          ids + 256*(ids//2).astype(np.int64) + 65536*(ids//4).astype(np.int64))}
+    for name, (image, want) in images.items():
+        image.save(tmp_path/f"{name}.png")
+        assert (read_regions(tmp_path/f"{name}.png", ids.shape) == want).all(), name
+    Image.fromarray(ids).save(tmp_path/"lossy.png", "JPEG")
+    with pytest.raises(ValueError, match="lossy.png: expected a PNG of ids.*, got JPEG L"):
+        read_regions(tmp_path/"lossy.png", ids.shape)
+
 def test_run_lengths_of_a_large_mask_are_read_as_coco_writes_them(tmp_path):
     coco = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
     y, x = np.mgrid[:300, :400]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plain_vote', 'run_ids', 'run_lengths', 'vote', 'vote_labels']
 
-# %% ../../nbs/8_beyond/03_masks.ipynb #84b0094b
+# %% ../../nbs/8_beyond/03_masks.ipynb #4d1fb519
 import torch, torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from ..method.classes import IGNORE_INDEX
 from ..method.model import Frozen
 from ..method.seams import paper_labels, register
 
-# %% ../../nbs/8_beyond/03_masks.ipynb #3b421f96
+# %% ../../nbs/8_beyond/03_masks.ipynb #6fc6d13f
 def plain_vote(labels:Tensor,      # (B, H, W) long, 255 ignored
                regions:Tensor,     # (B, H, W) long, 0: no region
                min_share:float=.5  # of a region's pixels, which its winner has to exceed
@@ -28,7 +28,7 @@ def plain_vote(labels:Tensor,      # (B, H, W) long, 255 ignored
                 voted[image, inside] = votes.argmax()
     return voted
 
-# %% ../../nbs/8_beyond/03_masks.ipynb #8bc723f1
+# %% ../../nbs/8_beyond/03_masks.ipynb #d82812ae
 def run_ids(ascending:Tensor # (B, P) long
     )->Tensor:               # (B, P) long, 0 in the first run of equal numbers, 1 in the second, ...
     "Number the runs of each row."
@@ -56,7 +56,7 @@ def vote(labels:Tensor,      # (B, H, W) long, 255 ignored
     voted = torch.where(is_won, IGNORE_INDEX - best % n, label)
     return torch.empty_like(key).scatter(1, order, voted).view_as(labels)
 
-# %% ../../nbs/8_beyond/03_masks.ipynb #888ef0d2
+# %% ../../nbs/8_beyond/03_masks.ipynb #502aa0a8
 @register("labels", "vote")
 def vote_labels(model,            # a `WeCLIP`
                 cam_ref:Tensor,   # M_f, (K, h, w)
@@ -73,7 +73,7 @@ def vote_labels(model,            # a `WeCLIP`
     want = len(img), *size
     if regions is None or tuple(regions.shape) != want:
         got = "none" if regions is None else tuple(regions.shape)
-        raise ValueError(f"labels 'vote': expected regions, {want}, got {got}; name their folder: "
-                         "weclip train --masks DIR, or open_data(..., regions=DIR)")
+        raise ValueError(f"labels 'vote': expected regions, {want}, got {got}; name their folder, --masks DIR, "
+                         "or in Python open_data(..., regions=DIR)")
     labels = paper_labels(model, cam_ref, img, frozen, logits, size, most, regions)
     return vote(labels, regions, min_share)
