@@ -109,7 +109,7 @@ def test_maps_are_read_from_any_mode_of_a_png(tmp_path):
     palette = Image.fromarray(ids)
     palette.putpalette(np.random.default_rng(0).integers(0, 255, 768, dtype=np.uint8).tobytes())
     images = {"grey": (Image.fromarray(ids), ids), "palette": (palette, ids),
-              "deep": (Image.fromarray(ids.astype(np.uint16)*300), ids.astype(np.int64)*300),
+              "deep": (Image.fromarray(ids.astype(np.uint16)*290), ids.astype(np.int64)*290),
               "bits": (Image.fromarray(ids > 100), ids > 100),
               "colours": (Image.fromarray(np.stack([ids, ids//2, ids//4], -1)),
                           ids + 256*(ids//2).astype(np.int64) + 65536*(ids//4).astype(np.int64))}
