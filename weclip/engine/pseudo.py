@@ -24,7 +24,7 @@ def label_maps(model:WeCLIP,  # whose settings PAR follows
                stages=STAGES, # those wanted
                most:int=0     # most tags of one picture; 0: computed for each stage (one GPU synchronisation)
     )->dict:                  # stage -> (B, H, W) long, 0 background
-    "Label maps of stages behind one forward, §3.3."
+    "Label maps of stages behind one forward, §3.3; by PAR, whatever the settings' `labels` is."
     cfg = model.cfg
     cams = {"initial": out.cam, "initial+PAR": out.cam, "refined": out.cam_ref, "pseudo": out.cam_ref}
     maps = {}
