@@ -45,6 +45,9 @@ def cache_files(folder,       # of the cache
         scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model), *_cam_made_by(c)]
         names |= dict.fromkeys(("attn", "cam"), _digest([*tokens, data.tags, *scoring]))
         names |= dict.fromkeys(("img", "box"), _digest(crops))
+        if data.regions:
+            found = [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in data.regions.values()]
+            names["regions"] = _digest([*crops, found])
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
 
 def _token_files(model)->tuple:
@@ -76,6 +79,8 @@ def _encode_rows(model, data, rows, what)->dict: # name -> (len(rows), ...) arra
     raw = torch.stack([s.img for s in samples]).movedim(1, -1)    # (len(rows), H, W, 3)
     tags = [s.tags for s in samples]
     found = dict(img=raw, box=torch.tensor([s.box for s in samples], dtype=torch.int32))
+    if "regions" in what:
+        found["regions"] = torch.stack([s.regions for s in samples])
     found = {k: x for k, x in found.items() if k in what}
     if set(what) <= set(found): return {k: x.numpy() for k, x in found.items()}
     img = preprocess(raw, model.cfg.norm).contiguous().to(model.text_fg.device)
@@ -101,7 +106,7 @@ def fill(files:dict,    # what -> file that is missing
     )->None:
     "Compute the features of all crops and write them, all or nothing."
     n = len(data)*model.cfg.views
-    raw = replace(data, norm=None, masks=None)
+    raw = replace(data, norm=None, masks=None, regions=data.regions if "regions" in files else None)
     arrays = {}
     with ExitStack() as stack:
         parts = {k: stack.enter_context(whole_file(path)) for k, path in files.items()}
@@ -125,6 +130,7 @@ class KeptCrops(Dataset):
     data: SegData # whose crops they are
     img: Path     # file of all crops, (views*n, H, W, 3), uint8
     box: Path     # file of where they show the picture, (views*n, 4)
+    regions: Path = None # file of their regions, (views*n, H, W), int32; None: there are none
 
     def __len__(self): return len(self.data)
 
@@ -133,7 +139,8 @@ class KeptCrops(Dataset):
         row = key[3]*len(self) + i
         name = self.data.ids[i]
         img = preprocess(np.array(_mapped(self.img)[row]), self.data.norm)
-        return Sample(name, img, self.data.tags[name], None, tuple(_mapped(self.box)[row].tolist()), key)
+        regions = torch.tensor(_mapped(self.regions)[row]) if self.regions else None
+        return Sample(name, img, self.data.tags[name], None, tuple(_mapped(self.box)[row].tolist()), key, regions)
 
 class FrozenCache:
     "Frozen features of a training set's fixed crops, read from disk, computed first where they are missing."
@@ -152,7 +159,7 @@ class FrozenCache:
             if missing:
                 fill(missing, model, data, progress=progress)
         self.arrays = {k: np.load(path, mmap_mode="r") for k, path in files.items()}
-        self.data = KeptCrops(data, files["img"], files["box"]) if "img" in files else data
+        self.data = KeptCrops(data, files["img"], files["box"], files.get("regions")) if "img" in files else data
         self.n = len(data)
         self.grid = (model.cfg.crop//model.patch,)*2
         self.device = model.text_fg.device

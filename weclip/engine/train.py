@@ -53,7 +53,7 @@ def weak_loss(model:WeCLIP, # in training mode
     )->tuple:               # (Losses, Output)
     "Loss of a batch whose only labels are tags, Eq. (10)."
     dynamic = i >= model.cfg.switch
-    out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen)
+    out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen, regions=batch.regions)
     return model.loss(out, i, whole), out
 
 @tf32_as_set

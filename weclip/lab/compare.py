@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 import hashlib, json, time
-from matplotlib.figure import Figure
 from scipy.stats import t as student
 from tqdm.auto import tqdm
 from ..machine import cache_dir, code_digest, write_json
@@ -129,11 +128,12 @@ def difference_table(runs:list,       # of `compare`
         lines.append(line)
     return number_table(head, lines)
 
-def draw_differences(runs:list,       # of `compare`
+def draw_differences(runs:list,        # of `compare`
                      against:str=None, # as in `differences`
-                     width=9.2        # inches
-    )->Figure:
+                     width=9.2         # inches
+    ):                                # a matplotlib Figure
     "Intervals of all rows, for predictions and for labels, with every seed's difference as a stroke."
+    from matplotlib.figure import Figure
     first = against or runs[0]["row"]
     columns = [column for column in SCORES if by_row(runs, column).get(first)]
     tables = {column: differences(runs, first, column) for column in columns}

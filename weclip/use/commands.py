@@ -238,25 +238,33 @@ def open_source(data:str=None,           # folder in VOC2012 layout
                 device="auto",           # where to compute; auto: a graphics card, if there is one
                 checkpoint:str=None,     # a trained model: its affinity takes part in the refinement
                 training=False,          # random crops for training, or whole pictures
+                masks:str=None,          # folder of masks without classes, SAM's or superpixels: labels vote in each
                 **kwargs                 # of `config_of`
     )->tuple:                            # (WeCLIP, SegData)
     "Model and pictures that a command names."
     check_source(data, images, tags)
-    cfg = config_of(images, clip, arch, **kwargs)
-    second_weights = kwargs.get("second_weights")
-    model = open_model(checkpoint, clip, arch, classes, device, second_weights) if checkpoint else None
+    cfg = _voting(config_of(images, clip, arch, **kwargs), masks)
+    other = kwargs.get("second_weights")
+    model = open_model(checkpoint, clip, arch, classes, device, other) if checkpoint else None
+    if model:
+        model.cfg = _voting(model.cfg, masks)
     if images is None:
         model = model or build(clip, cfg, classes, arch).to(device)
-        if training: return model, open_training(model, data, train_split, tags_from)
-        about = dict(norm=model.cfg.norm, palette=model.classes.palette())
+        if training: return model, open_training(model, data, train_split, tags_from, masks)
+        about = dict(norm=model.cfg.norm, palette=model.classes.palette(), regions=masks)
         return model, open_data(data, train_split, model.classes.classes, tags_from, **about)
     cfg = model.cfg if model else cfg
     if training and cfg.supervised:
         raise ValueError("supervised: expected masks to learn from, but --images has none; "
                          "leave it out, or give a folder in VOC2012 layout")
     crops = dict(crop=cfg.crop, scale=cfg.scale, flip=cfg.flip) if training else {}
-    pictures, found = open_images(images, tags, model.classes if model else classes, strict, norm=cfg.norm, **crops)
+    named = model.classes if model else classes
+    pictures, found = open_images(images, tags, named, strict, norm=cfg.norm, regions=masks, **crops)
     return model or new_model(cfg, found, clip, arch, bool(classes)).to(device), pictures
+
+def _voting(cfg:Config, masks)->Config:
+    "Where there are masks, pseudo labels vote in them, unless another function for the labels was named."
+    return replace(cfg, labels="vote") if masks and cfg.labels == Config.labels else cfg
 
 # %% ../../nbs/5_use/06_commands.ipynb #4c5f46fe
 def modes(no_crf:bool # leave DenseCRF out?
@@ -428,7 +436,9 @@ def pseudo(data:str=None,       # folder in VOC2012 layout
     failed = too_long({source.images[i]: f"{i}.png" for i in source.ids})
     wanted = STAGES if stages else ("pseudo",)
     for i in tqdm([i for i in source.ids if source.images[i] not in failed], desc="pseudo labels"):
-        _, maps = preview(model, source.read(i)[0], source.tags[i], checkpoint is not None, wanted)
+        image = source.read(i)[0]
+        regions = source.read_regions(i, image.shape[:2])
+        _, maps = preview(model, image, source.tags[i], checkpoint is not None, wanted, regions)
         ids = torch.stack([*maps.values()]).byte().cpu().numpy()  # of all stages in one transfer
         for stage, mask in zip(wanted, ids):
             folder = Path(out)/stage if stages else Path(out)
