@@ -264,6 +264,7 @@ def test_a_folder_for_others_names_no_place_of_this_machine(tmp_path):
     model = build("tiny", preset("scenes", "plus", **SMALL, **options))
     folder = save_pretrained(model, tmp_path/"hub")
     assert str(tmp_path) not in (folder/"config.json").read_text()
+    assert "weights `tiny` and `vit" in (folder/"README.md").read_text()
     with pytest.raises(FileNotFoundError, match="second_weights"):
         from_pretrained(folder)
     again = from_pretrained(folder, second_weights=tmp_path/"second.pt")

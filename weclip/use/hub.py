@@ -76,6 +76,7 @@ def model_card(name:str,                # of the model
     scores = read_scores(results or {})
     score_rows = [[TEXTS[mode], _percent(miou)] for mode, (miou, _) in scores.items()]
     here = {f.name: getattr(cfg, f.name) for f in fields(Config) if getattr(cfg, f.name) != f.default}
+    frozen = [about["backbone"], *(name for key, name in cfg.options if key == "model.second")]
     setting_rows = [[f"`{k}`", f"`{v}`", f"`{getattr(Config, k)}`"] for k, v in here.items()]
     return (ASSETS/"card.md").read_text(encoding="utf-8").format(
         front=_front(name, about["classes"]["name"], results or {}, license).to_yaml(),
@@ -83,7 +84,7 @@ def model_card(name:str,                # of the model
         scores=markdown_table(["prediction", "mIoU %"], score_rows) if scores else "Not given.",
         settings=markdown_table(["setting", "here", "released"], setting_rows), run=run_name(cfg), license=license,
         arch=about.get("arch") or "the small ViT that weclip ships",
-        backbone=_literal(about["backbone"]), fingerprint=about["fingerprint"])
+        backbone="` and `".join(map(_literal, frozen)), fingerprint=about["fingerprint"])
 
 # %% ../../nbs/5_use/00_hub.ipynb #9bcf536b
 FILES = ("model.safetensors", "config.json", "README.md")
