@@ -12,6 +12,7 @@ from weclip.data.voc import open_data
 from weclip.engine.cache import KeptTokens
 from weclip.engine.infer import evaluate, network_input
 from weclip.engine.job import open_training
+from weclip.engine.pseudo import preview
 from weclip.engine.train import learning_rate, optimiser, train
 from weclip.engine.weights import build, convert_official, load_model, save_model
 from weclip.method.config import preset
@@ -156,6 +157,8 @@ def test_prediction(model):
     close(both.logits_clip, z["seg_clip_s1"], 1e-3)
     close(both.logits_second, z["seg_dino_s1"], 1e-3)
     close(both.logits[:1], z["segs"], 1e-3)
+    _, maps = preview(model, image, sorted({c - 1 for c in z["xml_classes"].tolist()}), True, ["pseudo"])
+    assert (maps["pseudo"] != z["cam_label"]).float().mean() <= 1e-4
     seen = weclip.predict(image, model, scales=(1.0, 1.5), flip=True, crf=False)
     close(seen.logits[None], z["msc_segs"], 1e-3)
     assert (torch.from_numpy(seen.ids) != z["pred"]).float().mean() <= 1e-4
