@@ -259,8 +259,7 @@ def carry_out(name:str,  # of a command
     try:
         given = read_arguments(name, words)
         prepare(name, given)
-        voting = ["weclip.beyond.masks"] if given.get("masks") else []
-        import_plugins(voting + parser_of(name).parse_args(words).plugin)
+        import_plugins(parser_of(name).parse_args(words).plugin)
         return load(name)(**given) or 0
     except KeyboardInterrupt:
         say("interrupted" + stopped(name, given.get("out")))

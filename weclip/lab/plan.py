@@ -284,7 +284,7 @@ BLIND = {"voc": ("test",)}               # splits without masks: predicted for t
 LISTS = {"voc": dict(train="train_aug")} # where a list of pictures is not called train, val or test
 
 # fields that change what the frozen encoder gives
-FEATURES = ("classes", "norm", "pool", "cam_floor", "n_feats", "crop", "scale", "flip")
+FEATURES = ("classes", "norm", "pool", "cam", "cam_floor", "model", "n_feats", "crop", "scale", "flip")
 
 def keeps_features(run:Run # of `plan`
     )->bool:
