@@ -5,6 +5,7 @@ from safetensors import safe_open
 from weclip.method.config import Config, preset
 from weclip.method.par import pseudo_labels
 from weclip.method.seams import PLACES, check_seams, foreign, register, registered
+from weclip.method import seams
 from weclip.data.voc import open_data
 from weclip.engine.weights import build, load_model
 from weclip.engine.cache import cache_files
@@ -171,3 +172,26 @@ def test_names_of_others_are_not_taken():
     with pytest.raises(ValueError, match="taken by weclip.method.seams.paper_affinity"):
         register("affinity", "sigmoid", thief)
     check_seams(Config())
+
+def defined(module, name):
+    "A function as a module, or a page that is run, would define it."
+    def function(model, fu, frozen): return fu
+    function.__module__ = module
+    function.__qualname__ = name
+    return function
+
+def test_a_page_that_is_run_leaves_the_exported_function_in_its_place(monkeypatch):
+    monkeypatch.setitem(seams._FUNCTIONS, "affinity", dict(seams._FUNCTIONS["affinity"]))
+    exported = defined("weclip.beyond.page", "mine")
+    page = defined("__main__", "mine")
+    for first, second in ((exported, page), (page, exported)):
+        seams._FUNCTIONS["affinity"].pop("of_page", None)
+        register("affinity", "of_page", first)
+        register("affinity", "of_page", second)
+        assert seams._FUNCTIONS["affinity"]["of_page"] is exported
+    with pytest.raises(ValueError, match="taken by weclip.beyond.page.mine"):
+        register("affinity", "of_page", defined("__main__", "another"))
+    again = defined("__main__", "again")
+    register("affinity", "of_cell", defined("__main__", "again"))
+    register("affinity", "of_cell", again)  # the cell is run once more
+    assert seams._FUNCTIONS["affinity"]["of_cell"] is again
