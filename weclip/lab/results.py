@@ -18,7 +18,7 @@ from filelock import FileLock
 import numpy as np
 from scipy.stats import t as student
 from ..machine import ASSETS, code_digest, json_ready, made_by, markdown_table, whole_file
-from ..method.config import LATER, read_score, to_dict
+from ..method.config import LATER, as_now, read_score, to_dict
 from .plan import DRAWN, SCENES_GRID, TABLES, VAL, Run, asked, chosen, plan, row_run, run_config
 
 # %% ../../nbs/6_lab/02_results.ipynb #91d9c997
@@ -91,7 +91,8 @@ def _fault(result, damaged:str, run:Run)->str: # "" if the result can be used
     except ValueError as e:
         return f"damaged: {e}"
     if result["code"] != code_digest(): return f"stale: made by code {result['code']}, this is {code_digest()}"
-    had = {**LATER, **result["config"]}  # a younger field had the value under which it is no part of the name
+    # a younger field had the value under which it is no part of the name
+    had = {**LATER, **as_now(result["config"])}
     other = [f"{k} {had.get(k)!r}, not {v!r}" for k, v in to_dict(run_config(run)).items() if had.get(k) != v]
     if other: return f"stale: made with {', '.join(other)}"
     lost = [str(s) for s in run.scores if s.split not in result["blind"] and str(s) not in scores]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PAPER', 'PAPER_COCO', 'MENDED', 'PLUS', 'PLUS_COCO', 'RECIPES', 'ON_COCO', 'PROFILES', 'LATER', 'FORMER',
-           'MODES', 'STAGES', 'TEXTS', 'EVALUATION', 'Config', 'fit_tower', 'preset', 'to_dict', 'from_dict',
+           'MODES', 'STAGES', 'TEXTS', 'EVALUATION', 'Config', 'fit_tower', 'preset', 'to_dict', 'from_dict', 'as_now',
            'run_name', 'snapshot_file', 'one_of', 'Score', 'read_score']
 
 # %% ../../nbs/1_method/00_config.ipynb #94580456
@@ -186,9 +186,14 @@ def from_dict(d:dict # as written by `to_dict`; unknown keys are refused
     )->Config:
     "Settings back from JSON; lists become tuples again."
     _check_names(d)
-    if isinstance(d.get("refine"), bool):  # as it was written before there were seams
-        d = {**d, "refine": "rfm" if d["refine"] else "none"}
-    return Config(**{name: _with_tuples(value) for name, value in d.items()})
+    return Config(**{name: _with_tuples(value) for name, value in as_now(d).items()})
+
+def as_now(d:dict # settings in JSON, perhaps written by an older version
+    )->dict:      # the same
+    "Values as they are written now."
+    now = {name: new for name, values in FORMER.items() for new, old in values.items()
+           if d.get(name) is old}
+    return {**d, **now}
 
 def _with_tuples(value):
     if not isinstance(value, list): return value

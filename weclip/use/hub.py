@@ -93,8 +93,10 @@ def portable(about:dict # of `describe`
     )->dict:            # without the folders of a machine
     "A description for other machines."
     cfg = about["config"]
-    options = [[k, Path(v).name if k == "model.second_weights" else v] for k, v in cfg["options"]]
-    here = {**cfg, "classes": Path(cfg["classes"]).name, "options": options}
+    here = {**cfg, "classes": Path(cfg["classes"]).name}
+    if "options" in cfg:  # files of before have none
+        options = [[k, Path(v).name if k == "model.second_weights" else v] for k, v in cfg["options"]]
+        here["options"] = options
     return {**about, "backbone": Path(about["backbone"]).name, "config": here}
 
 def write_folder(folder,                  # made if it is missing; a card that is there is kept
