@@ -1,5 +1,5 @@
 """Functions of one's own in the five places of a training step: trained, kept, resumed, refused where unknown."""
-import json, os, subprocess, sys
+import importlib, json, os, shutil, subprocess, sys
 import pytest, torch
 from safetensors import safe_open
 from weclip.method.config import Config, preset
@@ -195,3 +195,26 @@ def test_a_page_that_is_run_leaves_the_exported_function_in_its_place(monkeypatc
     register("affinity", "of_cell", defined("__main__", "again"))
     register("affinity", "of_cell", again)  # the cell is run once more
     assert seams._FUNCTIONS["affinity"]["of_cell"] is again
+
+def test_a_change_in_what_a_function_calls_is_another_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(seams._FUNCTIONS, "affinity", dict(seams._FUNCTIONS["affinity"]))
+    texts = []
+    for factor in (1, 2):
+        (tmp_path/f"helped_{factor}.py").write_text(
+            f"def helper(fu): return {factor}*fu\n\ndef function(model, fu, frozen): return helper(fu)\n")
+        register("affinity", f"helped_{factor}", importlib.import_module(f"helped_{factor}").function)
+        texts += seams.sources(preset("scenes", affinity=f"helped_{factor}")).values()
+    assert len(texts) == len(set(texts)) == 2
+    typed:dict = {}
+    exec("def typed(model, fu, frozen): return fu", typed)  # keeps no source
+    typed["typed"].__module__ = "__main__"
+    register("affinity", "typed", typed["typed"])
+    assert "typed" in seams.sources(preset("scenes", affinity="typed"))["affinity"]
+
+def test_a_checkpoint_names_the_module_of_another_function(run, root, capsys, tmp_path):
+    shutil.copytree(run, tmp_path/"run")
+    plain = FAST[:FAST.index("cam=middle")]
+    words = ["train", str(root), "--out", str(tmp_path/"run"), "--resume", *plain]
+    assert main(words) == 2
+    assert "cam was 'middle' of the module 'my_seams', now 'gradcam'" in capsys.readouterr().err

@@ -112,20 +112,23 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         config = to_dict(from_dict(about["config"]))
         classes = list(about["classes"]["classes"])
         backbone = about["fingerprint"]
+        modules = dict(about.get("modules", {}))
     except Exception as e:
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
-    _check_same_run(path, model, i, config, classes, backbone)
+    _check_same_run(path, model, i, config, classes, backbone, modules)
     load_decoder(model.decoder, decoder, path)
     _load_moments(opt, opt_state, path)
     if scaler and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     return i, history
 
-def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbone:str)->None:
+def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbone:str, modules:dict)->None:
     "Refuse what a checkpoint was not made with."
     now = describe(model, "run")
-    changed = [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]
+    source = {place: f" of the module {module!r}" for place, module in modules.items()}
+    changed = [f"{k} was {config.get(k)!r}{source.get(k, '')}, now {v!r}"
+               for k, v in now["config"].items() if config.get(k) != v]
     if changed:
         is_finished = i == config["iters"]
         cure = "it is finished, and cannot be made another one" if is_finished else "continue with those"

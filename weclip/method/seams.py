@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from inspect import getsource, signature
+import sys
 from pkgutil import iter_modules
 from torch import Tensor
 from .config import Config, one_of
@@ -122,13 +123,15 @@ def foreign(cfg:Config # of a model that exists
 
 def sources(cfg:Config # of a model that exists
     )->dict:           # place -> text; empty for the paper's method
-    "The source of the functions that are not the method's own, to tell apart what they made."
+    "The source of what is not the method's own, to tell apart what it made."
     named = {place: _FUNCTIONS[place][getattr(cfg, place)] for place in foreign(cfg)}
     return {place: _source(getattr(f, "func", f)) for place, f in named.items()}
 
 def _source(function:Callable)->str:
+    "The text of its module, because a function calls others; in a notebook its own alone."
+    module = origin(function)[0]
     try:
-        return getsource(function)
+        return getsource(function if module == "__main__" else sys.modules[module])
     except (OSError, TypeError):  # it was typed into a program that keeps no source
         code = getattr(function, "__code__", None)
         text = code.co_code.hex() if code else ""
