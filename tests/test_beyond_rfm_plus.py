@@ -232,5 +232,5 @@ def test_a_run_stopped_and_continued_is_one_run(tmp_path):
     assert continued == history and len(history) == 5
     assert all(map(torch.equal, model.decoder.state_dict().values(), again.decoder.state_dict().values()))
     plain = build("tiny", preset("scenes", **SMALL))
-    with pytest.raises(ValueError, match="refine was 'rfm_p', now 'rfm'"):
+    with pytest.raises(ValueError, match="refine was 'rfm_p' of the module 'weclip.beyond.rfm_plus', now 'rfm'"):
         load_checkpoint(tmp_path/"whole"/"checkpoint.pt", plain, None)
