@@ -7,11 +7,13 @@ import numpy as np, pytest, torch
 ORACLE = Path(os.environ.get("WECLIP_ORACLE", Path(__file__).resolve().parents[2]/"shared"/"oracle"))
 MISSING = f"no outputs of the authors' code at {ORACLE} (set WECLIP_ORACLE)"
 needs_oracle = pytest.mark.skipif(not ORACLE.is_dir(), reason=MISSING)
+PLUS = ORACLE.with_name("oracle_plus")  # of the method's successors
+needs_plus = pytest.mark.skipif(not PLUS.is_dir(), reason=f"no outputs of the successors' code at {PLUS}")
 
 @functools.lru_cache
-def load(name):
+def load(name, folder=ORACLE):
     "Arrays of `name`.npz as tensors, by key (strings stay NumPy)."
-    z = np.load(ORACLE/f"{name}.npz", allow_pickle=False)
+    z = np.load(folder/f"{name}.npz", allow_pickle=False)
     return {k: torch.from_numpy(np.asarray(z[k])) if z[k].dtype.kind in "fiub" else z[k] for k in z.files}
 
 @functools.lru_cache

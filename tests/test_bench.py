@@ -31,7 +31,7 @@ OTHERS = ["encoder, static maps", "encoder, open_clip", "prediction", "predictio
 PLAIN = {"encoder", "encoder + attention", "GradCAM", "PAR", "decoder", "losses", "iteration"}
 CHANGES = [
     {}, dict(pool="cls"), dict(seg_loss="ce", aff_loss="ce", radius=0), dict(n_dynamic=1), dict(n_feats=4),
-    dict(par_scale=.5), dict(refine=False)]
+    dict(par_scale=.5), dict(refine="none")]
 
 def differences(model, batch):
     "Stages that return something else than an iteration has."

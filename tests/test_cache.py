@@ -34,7 +34,7 @@ def test_what_is_kept_is_not_computed_again(root, tmp_path, monkeypatch):
     m = model()
     train(m, training_set(root, m), tmp_path/"first", cache=tmp_path/"cache")
     monkeypatch.setattr(c, "_encode_rows", refuse)
-    for settings in (dict(lam=0.), dict(refine=False, layers=2)):  # what the decoder and its losses are is no matter
+    for settings in (dict(lam=0.), dict(refine="none", layers=2)):  # what the decoder and its losses are is no matter
         other = model(**settings)
         train(other, training_set(root, other), tmp_path/f"{settings}", cache=tmp_path/"cache")
     other = model(crop=96)

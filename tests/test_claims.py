@@ -538,7 +538,7 @@ def test_every_page_begins_with_what_differs():
 def test_refinement_helps(tmp_path):
     "Three seeds on 400 scenes, 80 iterations: labels from refined CAMs against labels from the initial ones."
     root = write_scenes(tmp_path/"scenes", train=400, val=60)
-    scores = {True: {}, False: {}}
+    scores = {"rfm": {}, "none": {}}
     for seed in 1, 2, 3:
         for refine in scores:
             cfg = preset("scenes", seed=seed, iters=80, switch=24, warmup=15, refine=refine)
@@ -547,5 +547,5 @@ def test_refinement_helps(tmp_path):
             train(model, data, tmp_path/f"{seed}-{refine}", cache=tmp_path/"cache", progress=False)
             val = open_data(root, "val", SCENES.classes, with_masks=True, norm=cfg.norm)
             scores[refine][seed] = 100*evaluate(model, val, modes=("single",), progress=False)["single"]["miou"]
-    ours = interval(scores[True], scores[False])
+    ours = interval(scores["rfm"], scores["none"])
     assert verdict(ours, round(TABLE4["decoder + RFM"] - TABLE4["decoder"], 1)) == "same direction", (ours, scores)

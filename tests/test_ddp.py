@@ -22,7 +22,10 @@ STEPS = 6
 STOP = 4
 SMALL = dict(iters=STEPS, switch=3, warmup=2, d=16, layers=1, heads=2, bs=4, crop=48, n_feats=4, par_iters=2, views=0)
 CASES = dict(weak=dict(dropout=.1), ce=dict(dropout=0., seg_loss="ce", aff_loss="ce", clip_grad=.1),
-             masks=dict(dropout=0., supervised=True))
+             masks=dict(dropout=0., supervised=True),
+             plus={"refine": "rfm_p", "loss": "plus", "loss.self_thr": .2, "loss.dice_over": "present"},
+             second={"model": "plus", "model.second": "tiny", "refine": "rfm_p", "loss": "plus2",
+                     "loss.empty": "zero", "loss.self_thr": .2})
 CLI = ["--train-split", "train", "--profile", "scenes", "--clip", "tiny", "--device", "cpu",
        "--set", *(f"{k}={v}" for k, v in SMALL.items())]
 

@@ -1,7 +1,7 @@
 """What would spoil the page of `supervised`: that nothing of the weak branch runs, that a stopped run resumes,
 and that padding does not count."""
 import numpy as np, open_clip, pytest, torch
-import weclip.method.model
+import weclip.method.seams
 from weclip.method.config import preset
 from weclip.method.classes import SCENES
 from weclip.method.clip import FrozenCLIP
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 def test_runs_nothing_of_the_weak_branch(monkeypatch):
     def refuse(*a, **k): raise AssertionError("called")
     for name in ("gradcam", "rfm", "pseudo_labels", "affinity_map", "total_loss"):
-        monkeypatch.setattr(weclip.method.model, name, refuse)
+        monkeypatch.setattr(weclip.method.seams, name, refuse)
     monkeypatch.setattr("weclip.engine.weights.text_features", refuse)
     losses, out = supervised_loss(toy(), random_batch())
     assert out.cam is None and losses.aff == 0 and losses.total is losses.seg

@@ -258,7 +258,7 @@ def test_kept_arrays_of_a_figure(tmp_path, monkeypatch):
     assert not arrays and why == f"stale: made by code {code_digest()}, this is 000000000000"
 
 def test_settings_as_a_cell_of_a_table():
-    for settings in {}, dict(layers=1, refine=False), dict(long_side=0, round_to=16), dict(seg_loss="ce"):
+    for settings in {}, dict(layers=1, refine="none"), dict(long_side=0, round_to=16), dict(seg_loss="ce"):
         assert from_text(in_text(settings)) == settings
 
 def test_a_split_without_masks_and_a_timed_run_have_rows(tmp_path):

@@ -4,11 +4,13 @@ __version__ = "0.2.0"
 import importlib
 
 _FRONT = {  # name -> where it is defined
+    "register": "method.seams.register",
     "predict": "use.segmentation.predict",
     "Segmentation": "use.segmentation.Segmentation",
     "from_pretrained": "use.hub.from_pretrained",
     "load_model": "engine.weights.load_model",
     "load_released": "engine.weights.load_released",
+    "load_released_plus": "beyond.plus.load_released_plus",
     "build": "engine.weights.build",
     "train": "engine.train.train",
     "evaluate": "engine.infer.evaluate",

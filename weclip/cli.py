@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'COMMON', 'MEMORY', 'DISK', 'OFFLINE', 'KILLED', 'FULL', 'TROUBLE', 'EXTRAS', 'STOPPED', 'load', 'chosen',
-           'bench', 'parser_of', 'read_arguments', 'missing_extra', 'trouble', 'check_out', 'check_device', 'stopped',
-           'prepare', 'carry_out', 'main']
+           'bench', 'parser_of', 'import_plugins', 'read_arguments', 'missing_extra', 'trouble', 'check_out',
+           'check_device', 'stopped', 'prepare', 'carry_out', 'main']
 
 # %% ../nbs/cli.ipynb #5aaae22d
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
@@ -108,7 +108,23 @@ def parser_of(name:str # of a command
     common = COMMON if command.__module__.endswith(".commands") else ()
     for key in set(common) - set(parameters):
         parser.add_argument(f"--{key}", help=SUPPRESS)
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE",
+                        help="import this first: it registers functions of your own for --set; may be repeated")
     return parser
+
+def import_plugins(modules:list # names, as Python would import them in the folder where the command runs
+    )->None:
+    "Import modules that register functions of their own."
+    here = os.getcwd()
+    if modules and here not in sys.path:
+        sys.path.insert(0, here)  # a console script has its own folder there instead
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as e:
+            if e.name != module.partition(".")[0] and e.name != module: raise  # what the module itself imports
+            raise ValueError(f"--plugin {module}: expected a module in {here} or an installed one, "
+                             "found none of that name (without .py)") from e
 
 def read_arguments(name:str,  # of a command
                    words:list # behind it
@@ -243,6 +259,7 @@ def carry_out(name:str,  # of a command
     try:
         given = read_arguments(name, words)
         prepare(name, given)
+        import_plugins(parser_of(name).parse_args(words).plugin)
         return load(name)(**given) or 0
     except KeyboardInterrupt:
         say("interrupted" + stopped(name, given.get("out")))

@@ -242,7 +242,7 @@ def used_gib(device="cpu" # a torch device, or its name
 
 # %% ../nbs/machine.ipynb #3897e6fb
 CODE = """
-method.classes method.batch method.clip method.decoder method.cam method.rfm method.par method.losses
+method.classes method.batch method.clip method.decoder method.cam method.rfm method.par method.losses method.seams
 method.model method.metrics data.pictures data.voc world.scenes world.tinyclip engine.weights engine.cache
 engine.parallel engine.train engine.supervised engine.infer engine.pseudo engine.job
 """.split()  # settings are not in it: they name the run

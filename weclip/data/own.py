@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..machine import leads_out
 from ..method.classes import ClassSet, folded, is_no_class
 from .pictures import read_image
-from .voc import SegData, _some, check_files, class_set, get_classes, read_onehot
+from .voc import SegData, _some, check_files, class_set, get_classes, read_onehot, region_files
 
 # %% ../../nbs/2_data/02_own.ipynb #60a72d38
 _log = logging.getLogger(__name__)
@@ -612,6 +612,7 @@ def open_images(folder,       # of pictures, perhaps with sub-folders
                 strict=False, # refuse what would be reported and left out
                 check=True,   # decode every picture once
                 progress=True, # show a bar
+                regions=None, # folder of regions without a class, as `region_files` takes it
                 **kw          # crop, scale, flip, norm of `SegData`
     )->tuple:                 # (SegData, ClassSet)
     "Open somebody's own pictures for training or pseudo labels, checked."
@@ -621,7 +622,8 @@ def open_images(folder,       # of pictures, perhaps with sub-folders
     if strict and lines: raise ValueError(f"{where}: {'; '.join(lines)}")
     for line in lines:
         _log.warning("%s: %s", where, line)
-    data = SegData(found.images, found.tags, found.classes.classes, **kw)
+    found_regions = regions and region_files(regions, list(found.images))
+    data = SegData(found.images, found.tags, found.classes.classes, regions=found_regions, **kw)
     if check:
         check_files(data, progress)
     return data, found.classes

@@ -18,10 +18,12 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.batch import group, pairs, slots
+from ..method.config import Config
+from ..method.seams import sources
 from ..method.model import Frozen, WeCLIP
 from ..data.pictures import preprocess
 from ..data.voc import Sample, SegData, view_key
-from .weights import fingerprint
+from .weights import frozen_weights
 
 # %% ../../nbs/4_engine/01_cache.ipynb #2bfd5cc5
 def _digest(facts)->str:
@@ -36,20 +38,39 @@ def cache_files(folder,       # of the cache
     c = model.cfg
     stats = [(str(p), os.stat(p)) for p in data.images.values()]
     crops = [c.views, c.crop, c.scale, c.flip, [[path, s.st_size, s.st_mtime_ns] for path, s in stats]]
-    tokens = [fingerprint(model.clip), c.n_feats, c.norm, *crops]
-    names = dict(tokens=_digest(tokens))
+    tokens = [frozen_weights(model), c.n_feats, c.norm, *crops]
+    names = dict.fromkeys(_token_files(model), _digest(tokens))
     if not c.supervised:
         k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
-        scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model)]
+        scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model), *_cam_made_by(c)]
         names |= dict.fromkeys(("attn", "cam"), _digest([*tokens, data.tags, *scoring]))
         names |= dict.fromkeys(("img", "box"), _digest(crops))
+        if data.regions:
+            found = [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in data.regions.values()]
+            names["regions"] = _digest([*crops, found])
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
+
+def _token_files(model)->tuple:
+    "Tokens of CLIP, and those of a second backbone."
+    return ("tokens", "second") if hasattr(model, "second") else ("tokens",)
+
+def _cam_made_by(cfg:Config)->list:
+    "What tells another CAM from the paper's: its name, its source and its settings."
+    if cfg.cam == Config.cam: return []
+    options = [option for option in cfg.options if option[0].startswith("cam.")]
+    return [cfg.cam, sources(cfg).get("cam"), options]
 
 def _n_maps(model)->int:
     "Attention maps that the refinement reads before or after the switch."
     return min(max(model.cfg.n_static, model.cfg.n_dynamic), model.clip.n_blocks)
 
 # %% ../../nbs/4_engine/01_cache.ipynb #fdc92aef
+def _stacks(tokens:tuple)->dict: # name -> (n, B, ...)
+    "CLIP's tokens together; those of a second backbone, which keep a grid of their own, by themselves."
+    own = torch.stack([x for x in tokens if x.ndim == 3])
+    others = [x for x in tokens if x.ndim == 4]
+    return dict(tokens=own, second=torch.stack(others)) if others else dict(tokens=own)
+
 @torch.no_grad()
 def _encode_rows(model, data, rows, what)->dict: # name -> (len(rows), ...) array
     "Features of some crops."
@@ -58,6 +79,8 @@ def _encode_rows(model, data, rows, what)->dict: # name -> (len(rows), ...) arra
     raw = torch.stack([s.img for s in samples]).movedim(1, -1)    # (len(rows), H, W, 3)
     tags = [s.tags for s in samples]
     found = dict(img=raw, box=torch.tensor([s.box for s in samples], dtype=torch.int32))
+    if "regions" in what:
+        found["regions"] = torch.stack([s.regions for s in samples])
     found = {k: x for k, x in found.items() if k in what}
     if set(what) <= set(found): return {k: x.numpy() for k, x in found.items()}
     img = preprocess(raw, model.cfg.norm).contiguous().to(model.text_fg.device)
@@ -65,8 +88,9 @@ def _encode_rows(model, data, rows, what)->dict: # name -> (len(rows), ...) arra
         frozen = model.encode(img, tags, _n_maps(model))
     else:
         frozen = model.tokens(img)
-    if "tokens" in what:
-        found["tokens"] = torch.stack(frozen.tokens, 1).half()
+    for name, stack in _stacks(frozen.tokens).items():
+        if name in what:
+            found[name] = stack.transpose(0, 1).half()
     if "attn" in what:
         found["attn"] = frozen.attn.half()
     if "cam" in what:
@@ -82,7 +106,7 @@ def fill(files:dict,    # what -> file that is missing
     )->None:
     "Compute the features of all crops and write them, all or nothing."
     n = len(data)*model.cfg.views
-    raw = replace(data, norm=None, masks=None)
+    raw = replace(data, norm=None, masks=None, regions=data.regions if "regions" in files else None)
     arrays = {}
     with ExitStack() as stack:
         parts = {k: stack.enter_context(whole_file(path)) for k, path in files.items()}
@@ -106,6 +130,7 @@ class KeptCrops(Dataset):
     data: SegData # whose crops they are
     img: Path     # file of all crops, (views*n, H, W, 3), uint8
     box: Path     # file of where they show the picture, (views*n, 4)
+    regions: Path = None # file of their regions, (views*n, H, W), int32; None: there are none
 
     def __len__(self): return len(self.data)
 
@@ -114,7 +139,8 @@ class KeptCrops(Dataset):
         row = key[3]*len(self) + i
         name = self.data.ids[i]
         img = preprocess(np.array(_mapped(self.img)[row]), self.data.norm)
-        return Sample(name, img, self.data.tags[name], None, tuple(_mapped(self.box)[row].tolist()), key)
+        regions = torch.tensor(_mapped(self.regions)[row]) if self.regions else None
+        return Sample(name, img, self.data.tags[name], None, tuple(_mapped(self.box)[row].tolist()), key, regions)
 
 class FrozenCache:
     "Frozen features of a training set's fixed crops, read from disk, computed first where they are missing."
@@ -133,12 +159,12 @@ class FrozenCache:
             if missing:
                 fill(missing, model, data, progress=progress)
         self.arrays = {k: np.load(path, mmap_mode="r") for k, path in files.items()}
-        self.data = KeptCrops(data, files["img"], files["box"]) if "img" in files else data
+        self.data = KeptCrops(data, files["img"], files["box"], files.get("regions")) if "img" in files else data
         self.n = len(data)
         self.grid = (model.cfg.crop//model.patch,)*2
         self.device = model.text_fg.device
 
-    def take(self, what:str, # tokens | attn | cam
+    def take(self, what:str, # tokens | second | attn | cam
              rows:list,      # of the crops
              last:int=0      # blocks, tokens or maps of a row, counted from the last; 0: all
         )->Tensor:           # (B, ...), as stored, on the model's device
@@ -159,8 +185,11 @@ class FrozenCache:
         )->Frozen:            # float32 on the model's device
         "What `WeCLIP.encode` gives for a batch, up to the precision of storage."
         rows = [v*self.n + i for _, _, i, v in batch.keys]
-        stored = self.take("tokens", rows).transpose(0, 1)  # (n_feats, B, L, D), half precision
-        tokens = torch.empty(stored.shape, device=self.device).copy_(stored).unbind(0)
+        tokens:tuple = ()
+        for name in ("tokens", "second"):
+            if name not in self.arrays: continue
+            stored = self.take(name, rows).transpose(0, 1)  # (n_feats, B, L, D), half precision
+            tokens += torch.empty(stored.shape, device=self.device).copy_(stored).unbind(0)
         if "cam" not in self.arrays: return Frozen(tokens, self.grid)
         img_idx, tag_idx = pairs(batch.tags, self.device)
         cam = self.take("cam", rows)[img_idx, slots(img_idx)].unflatten(1, self.grid)
@@ -179,20 +208,23 @@ class KeptTokens(nn.Module):
         self.cfg = model.cfg
         self.patch = model.patch
         self.classes = model.classes
-        self.folder = Path(folder)/f"pictures-{_digest([fingerprint(model.clip), model.cfg.n_feats])}"
+        self.folder = Path(folder)/f"pictures-{_digest([frozen_weights(model), model.cfg.n_feats])}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def tokens(self, img:Tensor # normalised, (B, 3, H, W)
         )->Frozen:              # float32 on its device
         "What `WeCLIP.tokens` gives, up to the precision of storage."
         pixels = img.cpu().numpy().tobytes() + str(tuple(img.shape)).encode()
-        file = self.folder/f"{hashlib.sha256(pixels).hexdigest()[:24]}.npy"
-        if not file.exists():
-            computed = torch.stack(self.model.tokens(img).tokens).half().cpu().numpy()
-            with whole_file(file) as part:
-                np.save(part, computed)
-        stored = torch.from_numpy(np.load(file)).to(img.device)  # (n_feats, B, L, D)
-        return Frozen(stored.float().unbind(0), tuple(n//self.patch for n in img.shape[-2:]))
+        name = hashlib.sha256(pixels).hexdigest()[:24]
+        files = [self.folder/f"{name}{of}.npy" for of in ("", "-second")][:len(_token_files(self.model))]
+        if not all(file.exists() for file in files):
+            computed = _stacks(self.model.tokens(img).tokens).values()
+            for file, stack in zip(files, computed):
+                with whole_file(file) as part:
+                    np.save(part, stack.half().cpu().numpy())
+        stored = [torch.from_numpy(np.load(file)).to(img.device).float() for file in files]  # (n_feats, B, L, D)
+        tokens = tuple(x for stack in stored for x in stack.unbind(0))
+        return Frozen(tokens, tuple(n//self.patch for n in img.shape[-2:]))
 
     def logits(self, img:Tensor # normalised, (B, 3, H, W)
         )->Tensor:              # (B, C, h, w)

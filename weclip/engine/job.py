@@ -63,7 +63,7 @@ def examples(model:WeCLIP, # trained
     for k in np.linspace(0, len(data) - 1, min(n, len(data))).astype(int):
         i = data.ids[k]
         image, mask = data.read(i)
-        out, maps = preview(model, image, data.tags[i], dynamic, ["pseudo"])
+        out, maps = preview(model, image, data.tags[i], dynamic, ["pseudo"], data.read_regions(i, image.shape[:2]))
         [(_, predicted)] = mask_stream(model, [(i, image)], ("ms",))
         cams = [heat(upsample_cam(c, image.shape[:2]).amax(0), image) for c in (out.cam, out.cam_ref)]  # all tags
         masks = [colour_mask(x, palette) for x in (maps["pseudo"], predicted["ms"], mask)]
@@ -118,10 +118,11 @@ def first(data:SegData, # any set
     some.images = {i: data.images[i] for i in some.ids}
     return some
 
-def _open(model:WeCLIP, root, split, limit:int=0, tags_from=None, with_masks=True)->SegData:
+def _open(model:WeCLIP, root, split, limit:int=0, tags_from=None, with_masks=True, regions=None)->SegData:
     "Pictures of a split, whole and not cropped, as they are scored."
     c = model.classes
-    data = open_data(root, split, c.classes, tags_from, with_masks=with_masks, norm=model.cfg.norm, palette=c.palette())
+    data = open_data(root, split, c.classes, tags_from, with_masks=with_masks, regions=regions, norm=model.cfg.norm,
+                     palette=c.palette())
     return first(data, limit)
 
 def score(model:WeCLIP,  # trained
@@ -133,13 +134,14 @@ def score(model:WeCLIP,  # trained
           limit=0,       # pictures at most; 0: all
           cache=None,    # folder for pictures' tokens, which runs share; None: encode; not used under other settings
           settings=None, # of the evaluation that differ from the model's; masks are not written then
-          batch=1        # pictures looked at together by a prediction, as in `mask_stream`
+          batch=1,       # pictures looked at together by a prediction, as in `mask_stream`
+          regions=None   # folder of regions without a class, in which pseudo labels may vote
     )->dict:             # mode -> scores, as `metrics.scores`
     "Scores of a split from one pass of its predictions."
     found = {}
     stages = [m for m in modes if m in STAGES]
     if stages:
-        data = _open(model, root, split, limit, tags_from="auto")
+        data = _open(model, root, split, limit, tags_from="auto", regions=regions)
         found |= score_stages(model, data, model.cfg.iters > model.cfg.switch, stages=stages)
     predicted = [m for m in modes if m not in stages]
     if predicted:
@@ -233,12 +235,14 @@ def watch(loss,           # as `train` takes it
 def open_training(model:WeCLIP,    # its settings and classes are read
                   root,            # VOC2012 folder
                   split,           # name of a list of pictures
-                  tags_from="auto" # where tags are read, as `open_data` takes it; not used if supervised
+                  tags_from="auto", # where tags are read, as `open_data` takes it; not used if supervised
+                  regions=None     # folder of regions without a class, as `open_data` takes it
     )->SegData:                    # random crops
     "The training set as the model's settings want it, every file decoded once: with tags, or masks if supervised."
     c = model.cfg
     data = open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
-                     crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm, palette=model.classes.palette())
+                     regions=regions, crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm,
+                     palette=model.classes.palette())
     check_set(data)
     return data
 
@@ -267,6 +271,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
             snapshots=(),            # iterations after which the model is kept
             sheet=12,                # pictures on the sheet of examples; 0: none
             limit=0,                 # pictures of a split at most; 0: all
+            regions=None,            # folder of regions without a class of all pictures that have tags
             **facts                  # to note in the results
     )->dict:                         # row -> mIoU on `val_split`, as in `ROWS`
     "Train, score, and write everything the run leaves behind."
@@ -278,7 +283,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     if resume and run_found(out) == (cfg.iters, cfg.iters):
         say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
-    data = first(open_training(model, root, train_split), limit)
+    data = first(open_training(model, root, train_split, regions=regions), limit)
     for split in {s.split for s in scores} - set(blind):  # what is scored after the training is looked at before it
         check_set(_open(model, root, split, limit))
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
@@ -288,10 +293,10 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     train(model, data, out, resume, loss, readers, cache, on_step=on_step, pictures=example_pictures)
     keep_snapshot(out, cfg.iters, model, backbone, snapshots)  # unless the last step has
     save_model(out/"model.safetensors", model, backbone)
-    found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)
+    found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache, regions)
     val = _open(model, root, val_split, limit, with_masks=False)
     if sheet and not cfg.supervised:
-        labelled = _open(model, root, val_split, tags_from="auto")
+        labelled = _open(model, root, val_split, tags_from="auto", regions=regions)
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
     facts |= dict(n_train=len(data), n_val=len(val), val_split=val_split, blind=list(blind), scores=found)
     _write_results(model, out, start, dict(facts, backbone=Path(str(backbone)).name), seen)
@@ -324,8 +329,8 @@ def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, seen:dict)->
     write_json(out/"results.json", {**about, **facts})
     report_progress(out, "done", model.cfg.iters, model.cfg.iters, **seen)
 
-def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache)->list: # records: score and numbers
-    "Pass by pass; splits without masks are packed."
+def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache, regions)->list:
+    "Pass by pass, a record of score and numbers each; splits without masks are packed."
     found = []
     iters = model.cfg.iters
     for split, settings, modes in _passes(scores):
@@ -337,7 +342,8 @@ def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache
             for m in modes:
                 pack_for_server(model, data, out/f"voc-{split}-{m}.tgz", m == "crf", workers)
         else:
-            by_mode = score(model, root, split, modes, out/"masks", workers, limit, cache, settings)
+            how = dict(workers=workers, limit=limit, cache=cache, settings=settings, regions=regions)
+            by_mode = score(model, root, split, modes, out/"masks", **how)
             found += [dict(split=split, mode=m, settings=settings, **numbers) for m, numbers in by_mode.items()]
     return found
 
@@ -370,7 +376,7 @@ def pace(model:WeCLIP,     # its settings are read, its weights not changed
     ready = []
     loading = seconds_each(lambda _: ready.append(next(feed)), range(5))
     def step(k):
-        losses, _ = loss(model, to_device(ready[k], device, model.cfg), dynamic=k != 1)
+        losses, _ = loss(model, to_device(ready[k], device, model.cfg), 0 if k == 1 else model.cfg.switch)
         losses.total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -14,7 +14,6 @@ import os
 import torch, torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from ..method.losses import Losses
 from ..method.model import WeCLIP
 
 # %% ../../nbs/4_engine/02_parallel.ipynb #44bb12ee
@@ -91,7 +90,7 @@ class RowsDropout(nn.Dropout2d):
 class PartOfLoss(nn.Module):
     "The loss of this process's images, scaled so that its mean over the processes is the loss of the whole batch."
     def __init__(self, model:WeCLIP, # its decoder learns
-                 loss:Callable,      # (model, batch, dynamic, whole) -> (Losses, Output)
+                 loss:Callable,      # (model, batch, i, whole) -> (Losses, Output)
                  ranks:Ranks         # of `join`
         ):
         super().__init__()
@@ -100,18 +99,20 @@ class PartOfLoss(nn.Module):
         self.size = ranks.size
 
     def forward(self, batch, # `Batch` of this process
-                dynamic:bool # after the switch
+                i:int        # iteration, from 0
         )->tuple:            # (Losses, Output)
         "Divided by the counts of the whole batch, multiplied by the number of processes."
-        losses, out = self.loss(batch, dynamic)
-        return Losses(*(x*self.size for x in losses)), out
+        losses, out = self.loss(batch, i)
+        return losses._make(x*self.size for x in losses), out
 
 def shared_loss(model:WeCLIP, # changed in place: its dropout
-                loss:Callable, # (model, batch, dynamic, whole) -> (Losses, Output)
+                loss:Callable, # (model, batch, i, whole) -> (Losses, Output)
                 ranks:Ranks=ALONE # of `join`
-    )->Callable:              # (model, batch, dynamic) -> (Losses, Output)
+    )->Callable:              # (model, batch, i) -> (Losses, Output)
     "A loss whose backward pass gives every process the gradient of the whole batch."
     if ranks.size == 1: return loss
-    model.decoder.drop = RowsDropout(model.cfg.dropout, ranks)
+    heads = [part for part in model.decoder.modules() if hasattr(part, "drop")]  # two with a second backbone
+    for head in heads:
+        head.drop = RowsDropout(model.cfg.dropout, ranks)
     part = DistributedDataParallel(PartOfLoss(model, loss, ranks))
-    return lambda _, batch, dynamic: part(batch, dynamic)
+    return lambda _, batch, i: part(batch, i)

@@ -24,7 +24,7 @@ def label_maps(model:WeCLIP,  # whose settings PAR follows
                stages=STAGES, # those wanted
                most:int=0     # most tags of one picture; 0: computed for each stage (one GPU synchronisation)
     )->dict:                  # stage -> (B, H, W) long, 0 background
-    "Label maps of stages behind one forward, §3.3."
+    "Label maps of stages behind one forward, §3.3; by PAR, whatever the settings' `labels` is."
     cfg = model.cfg
     cams = {"initial": out.cam, "initial+PAR": out.cam, "refined": out.cam_ref, "pseudo": out.cam_ref}
     maps = {}
@@ -41,12 +41,14 @@ def preview(model:WeCLIP,       # trained or not
             image,              # picture, (H, W, 3) uint8
             tags:list,          # its 0-based classes
             dynamic:bool=False, # let the decoder's affinity take part
-            stages=STAGES       # label maps wanted
+            stages=STAGES,      # label maps wanted
+            regions=None        # ids of class-agnostic regions, (H, W); None: there are none
     )->tuple:                   # (Output, {stage: label map (H, W) long})
     "CAMs and label maps for one picture with tags."
     img = network_input(model, image)
     size = image.shape[:2]
-    out = model.eval()(img, [tags], dynamic, size=size)
+    ids = None if regions is None else torch.as_tensor(regions, device=img.device).long()[None]
+    out = model.eval()(img, [tags], dynamic, size=size, regions=ids)
     maps = label_maps(model, out, img, size, [stage for stage in stages if stage != "pseudo"], len(tags))
     maps["pseudo"] = out.pseudo  # the forward's, at the picture's size
     return out, {stage: maps[stage][0] for stage in stages}
@@ -64,7 +66,7 @@ def score_stages(model:WeCLIP,         # trained or not
     counts = {stage: torch.zeros(n, n, dtype=torch.long) for stage in stages}
     for i in tqdm(data.ids, desc="pseudo labels", disable=not progress, leave=False):
         image, mask = data.read(i)
-        _, maps = preview(model, image, data.tags[i], dynamic, stages)
+        _, maps = preview(model, image, data.tags[i], dynamic, stages, data.read_regions(i, image.shape[:2]))
         ids = torch.stack([*maps.values()]).byte().cpu()  # of all stages in one transfer
         for stage, lbl in zip(maps, ids):
             counts[stage] += confusion(lbl, torch.from_numpy(mask), n)

@@ -14,7 +14,7 @@ from .train import weak_loss
 # %% ../../nbs/4_engine/04_supervised.ipynb #a201ae3c
 def supervised_loss(model:WeCLIP,      # in training mode
                     batch,             # `Batch` with masks
-                    dynamic:bool=True, # not read
+                    i:int=0,           # not read
                     whole=local_count  # count here -> count of the whole batch
     )->tuple:                          # (Losses, Output)
     "Cross-entropy against the masks, §4.5."
@@ -24,6 +24,6 @@ def supervised_loss(model:WeCLIP,      # in training mode
     return Losses(seg, seg, seg.new_zeros(())), out
 
 def loss_for(cfg:Config # `supervised` is read
-    ):                  # a function (model, batch, dynamic, whole) -> (Losses, Output)
+    ):                  # a function (model, batch, i, whole) -> (Losses, Output)
     "What `cfg` trains with: masks, or tags."
     return supervised_loss if cfg.supervised else weak_loss

@@ -48,19 +48,20 @@ UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # changes nothing
 
 def weak_loss(model:WeCLIP, # in training mode
               batch,        # `Batch` on the model's device; img, tags and with `pad_ignore` valid are read
-              dynamic:bool, # after the switch: A_f takes part in the refinement
+              i:int,        # iteration, from 0; from `cfg.switch` on A_f takes part in the refinement
               whole=local_count # count here -> count of the whole batch
     )->tuple:               # (Losses, Output)
     "Loss of a batch whose only labels are tags, Eq. (10)."
-    out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen)
-    return model.loss(out, whole), out
+    dynamic = i >= model.cfg.switch
+    out = model(batch.img, batch.tags, dynamic, valid=batch.valid, frozen=batch.frozen, regions=batch.regions)
+    return model.loss(out, i, whole), out
 
 @tf32_as_set
 def train_step(model:WeCLIP,  # in training mode, changed in place
                opt,           # of `optimiser`
                batch,         # `Batch` on the model's device
                i:int,         # iteration, from 0
-               loss=weak_loss, # (model, batch, dynamic) -> (Losses, Output)
+               loss=weak_loss, # (model, batch, i) -> (Losses, Output)
                scaler=None    # of `loss_scaler`, the same in every step; None: without, which fp16 cannot do
     )->tuple:                 # (Losses, Output)
     "One step of AdamW at iteration `i`."
@@ -71,7 +72,7 @@ def train_step(model:WeCLIP,  # in training mode, changed in place
     torch.manual_seed(cfg.seed*1_000_003 + i)
     for group in opt.param_groups:
         group["lr"] = learning_rate(i, cfg)
-    losses, out = loss(model, batch, dynamic=i >= cfg.switch)
+    losses, out = loss(model, batch, i)
     opt.zero_grad(set_to_none=True)
     scaler.scale(losses.total).backward()
     scaler.unscale_(opt)
@@ -111,20 +112,23 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         config = to_dict(from_dict(about["config"]))
         classes = list(about["classes"]["classes"])
         backbone = about["fingerprint"]
+        modules = dict(about.get("modules", {}))
     except Exception as e:
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
-    _check_same_run(path, model, i, config, classes, backbone)
+    _check_same_run(path, model, i, config, classes, backbone, modules)
     load_decoder(model.decoder, decoder, path)
     _load_moments(opt, opt_state, path)
     if scaler and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     return i, history
 
-def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbone:str)->None:
+def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbone:str, modules:dict)->None:
     "Refuse what a checkpoint was not made with."
     now = describe(model, "run")
-    changed = [f"{k} was {config.get(k)!r}, now {v!r}" for k, v in now["config"].items() if config.get(k) != v]
+    source = {place: f" of the module {module!r}" for place, module in modules.items()}
+    changed = [f"{k} was {config.get(k)!r}{source.get(k, '')}, now {v!r}"
+               for k, v in now["config"].items() if config.get(k) != v]
     if changed:
         is_finished = i == config["iters"]
         cure = "it is finished, and cannot be made another one" if is_finished else "continue with those"
@@ -222,15 +226,19 @@ class _Run:
     def record(self, i:int, losses, bar)->None:
         "Note the losses of the whole batch: in the history, on the bar, for TensorBoard."
         cfg = self.model.cfg
-        total, seg, aff = (summed(torch.stack(losses).detach(), self.ranks)/self.ranks.size).tolist()  # one transfer
+        values = (summed(torch.stack(losses).detach(), self.ranks)/self.ranks.size).tolist()  # one transfer
+        total, seg, aff = values[:3]
         if total != total: raise FloatingPointError(f"iteration {i}: the loss is not a number; lower lr ({cfg.lr})")
         lr = learning_rate(i, cfg)
         self.history.append([i, total, seg, aff, lr])
         rate = bar.format_dict["rate"]
         speed = f", {rate*cfg.bs:.1f} img/s" if rate else ""
-        bar.set_postfix_str(f"loss {total:.3f} = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}{speed}", refresh=False)
+        by_name = dict(zip(losses._fields, values))
+        more = "".join(f", {name} {by_name[name]:.3f}" for name in losses._fields[3:])  # of another loss
+        terms = f"; seg {seg:.3f}, aff {aff:.3f}{more}" if more else f" = seg {seg:.3f} + {cfg.lam}*aff {aff:.3f}"
+        bar.set_postfix_str(f"loss {total:.3f}{terms}{speed}", refresh=False)
         if self.board:
-            for name, value in dict(loss=total, seg=seg, aff=aff, lr=lr).items():
+            for name, value in dict(by_name, loss=by_name.pop("total"), lr=lr).items():
                 self.board.add_scalar(name, value, i)
 
     def show(self, i:int, sheets:dict)->None:
@@ -282,7 +290,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
           data:SegData,         # pictures with what `loss` needs
           out,                  # folder of the run: checkpoint, TensorBoard files
           resume:bool=False,    # continue a checkpoint in `out`
-          loss=weak_loss,       # (model, batch, dynamic[, whole]) -> (Losses, Output)
+          loss=weak_loss,       # (model, batch, i[, whole]) -> (Losses, Output)
           workers:int=0,        # loading processes
           cache=None,           # folder for the features of the fixed crops (`cfg.views`); None: encode at every visit
           every:int=500,        # iterations between checkpoints, and between pictures

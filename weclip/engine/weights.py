@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'ARCH', 'why_not', 'arch_config', 'tower_size', 'plain_vit', 'published_archives', 'read_weights', 'new_clip',
            'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'fingerprint',
-           'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'load_decoder', 'convert_official',
-           'decoder_from_official', 'load_released']
+           'frozen_weights', 'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'check_modules',
+           'load_decoder', 'convert_official', 'decoder_from_official', 'load_released']
 
 # %% ../../nbs/4_engine/00_weights.ipynb #71c6212f
 from dataclasses import asdict, replace
@@ -24,6 +24,7 @@ from ..method.classes import ClassSet
 from ..method.clip import FrozenCLIP, text_features
 from ..method.decoder import Decoder
 from ..method.model import WeCLIP
+from ..method.seams import PLACES, foreign, is_registered, seam
 from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip, tiny_tokenizer
 
@@ -245,7 +246,8 @@ def build(clip="tiny",         # as in `load_backbone`
           cfg:Config=None,     # settings; None: the scenes' for "tiny", otherwise VOC's for the tower
           classes=None,        # ClassSet, name or YAML file; None: `cfg.classes`
           arch=ARCH,           # as in `load_backbone`
-          decoder:Decoder=None # None: a new one
+          decoder:Decoder=None, # None: a new one
+          **parts              # what else the settings' `model` takes, e.g. weights of a second backbone
     )->WeCLIP:                 # on the CPU
     "A model from a backbone and settings, with a new decoder, seeded by `cfg.seed`, unless one is given."
     model, tokenizer = load_backbone(clip, arch)
@@ -263,7 +265,7 @@ def build(clip="tiny",         # as in `load_backbone`
     text_fg = text_features(model, tokenizer, classes.prompts, classes.template)
     text_bg = text_features(model, tokenizer, classes.background, classes.template)
     torch.manual_seed(cfg.seed)
-    return WeCLIP(tower, text_fg, text_bg, classes, cfg, decoder)
+    return seam(cfg, "model")(tower, text_fg, text_bg, classes, cfg, decoder, **parts)
 
 def _warn(tower:FrozenCLIP, cfg:Config, classes:ClassSet, tokenizer)->None:
     "Log what works but is hardly wanted."
@@ -289,12 +291,20 @@ def fingerprint(clip:FrozenCLIP # image tower
         digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
+def frozen_weights(model:WeCLIP # with or without a second backbone
+    )->str:                     # 12 hexadecimal digits each, joined by +
+    "Names the weights of all encoders of a model."
+    second = getattr(model, "second", None)
+    return fingerprint(model.clip) + (f"+{second.fingerprint()}" if second else "")
+
 def describe(model:WeCLIP, # to be written down
              backbone=None # as in `load_backbone`; None: what it was built with
     )->dict:               # JSON types
     "All that is needed to rebuild a model around its decoder's weights."
+    modules = foreign(model.cfg)
     return dict(format="weclip-1", backbone=str(backbone or model.clip.weights), arch=model.clip.arch,
-                fingerprint=fingerprint(model.clip), config=to_dict(model.cfg), classes=asdict(model.classes))
+                fingerprint=frozen_weights(model), config=to_dict(model.cfg), classes=asdict(model.classes),
+                **dict(modules=modules) if modules else {})
 
 def save_model(path,               # file to write
                model:WeCLIP,       # only its decoder's weights are stored
@@ -333,29 +343,46 @@ def read_model(path # file of `save_model`
 # %% ../../nbs/4_engine/00_weights.ipynb #4b183454
 def load_model(path,     # file of `save_model`
                clip=None, # backbone as in `load_backbone`; None: the one named in the file
-               arch=None # as in `load_backbone`; None: the one named in the file
+               arch=None, # as in `load_backbone`; None: the one named in the file
+               second_weights=None # of a second backbone, if it has one; None: those named in the file
     )->WeCLIP:           # in evaluation mode
     "A trained model, ready to predict."
     about, state = read_model(path)
     classes, cfg, backbone, mark = _rebuilt(about, state, path)
+    check_modules(cfg, about.get("modules"), path)
     arch = arch or str(about.get("arch") or ARCH)
     try:
-        model = build(clip or _noted(backbone, arch, path), cfg, classes, arch)
+        parts = _second_weights(cfg, second_weights, path)
+        model = build(clip or _noted(backbone, arch, path), cfg, classes, arch, **parts)
     except ValueError as e:
         raise ValueError(f"{path}: {e}; it was trained on the backbone {backbone} ({mark})") from e
-    found = fingerprint(model.clip)
+    found = frozen_weights(model)
     if found != mark:
         raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, "
                          f"got {clip or backbone} ({found})")
     load_decoder(model.decoder, state, path)
     return model.eval()
 
+def check_modules(cfg:Config, # as a file has it
+                  modules,    # as the file names them: place -> module
+                  path        # of the file, for the message
+    )->None:
+    "Refuse names of functions that nobody registered, and say where they came from; nothing is imported."
+    for place in PLACES:
+        name = getattr(cfg, place)
+        if is_registered(place, name): continue
+        module = modules.get(place) if isinstance(modules, dict) else None
+        source = f"the module {module!r}" if module else "a module that the file does not name"
+        raise ValueError(f"{path}: its {place} is {name!r}, a function that {source} registers; "
+                         "import it first (--plugin MODULE)")
+
 def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone, fingerprint)
     "What a description says, as far as it fits the weights beside it."
     try:
         classes = ClassSet(**about["classes"])
         cfg = from_dict(about["config"])
-        want = dict(d=cfg.d, layers=cfg.layers, n_feats=cfg.n_feats, classes=classes.n_classes)
+        n_read = cfg.n_feats if cfg.model == Config.model else 1  # with a second backbone: the last of them
+        want = dict(d=cfg.d, layers=cfg.layers, n_feats=n_read, classes=classes.n_classes)
         got = dict(d=len(state["conv.bias"]), layers=_count(state, "phi."), n_feats=_count(state, "mlps."),
                    classes=len(state["pred.bias"]))
         if want != got: raise ValueError(f"it tells of {want}, its weights are {got}")
@@ -367,11 +394,26 @@ def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone
 def _noted(backbone:str, arch:str, path)->str: # a tag, or a file beside `path`
     "The backbone that a model file names; places outside its own folder are not followed."
     if backbone in ("tiny", "random", *open_clip.list_pretrained_tags_by_model(arch)): return backbone
-    name = backbone.replace("\\", "/").split("/")[-1]
-    beside = os.path.join(Path(path).parent, name)
-    if os.path.isfile(beside): return beside
+    beside = _beside(backbone, path)
+    if beside: return beside
     raise FileNotFoundError(f"{path}: was trained on the backbone {backbone!r}, neither a tag nor a file beside it; "
                             "give its weights as clip (--clip FILE)")
+
+def _beside(file:str, path)->str: # empty if it is not there
+    "A file of that name in the folder of `path`."
+    beside = os.path.join(Path(path).parent, file.replace("\\", "/").split("/")[-1])
+    return beside if os.path.isfile(beside) else ""
+
+def _second_weights(cfg:Config, given, path)->dict: # keywords for `build`
+    "The weights of a second backbone that a model file names, likewise."
+    noted = str(dict(cfg.options).get("model.second_weights", ""))
+    if cfg.model == Config.model and given:
+        raise ValueError(f"second_weights: expected a model with a second backbone, got {path}, which has none")
+    found = given or _beside(noted, path)
+    if found: return dict(second_weights=found)
+    if noted in ("", "random"): return {}
+    raise FileNotFoundError(f"{path}: was trained with weights of a second backbone from {noted!r}, no file beside it; "
+                            "give them as second_weights (--second-weights FILE)")
 
 def _count(state:dict, part:str)->int:
     "How many numbered modules a part of a decoder has."
@@ -410,6 +452,8 @@ _OFFICIAL = {  # patterns of the released names -> ours
 def convert_official(state_dict:dict # of the released model or of its decoder
     )->dict:                         # state dict of `Decoder`
     "The decoder's weights under our names."
+    if any(key.startswith("dino_decoder_fts_fuse.") for key in state_dict):
+        raise ValueError("a checkpoint of WeCLIP+, which has a second backbone; it is read by load_released_plus")
     out = {}
     for key, v in state_dict.items():
         key = key.removeprefix("module.")

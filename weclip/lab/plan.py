@@ -98,7 +98,7 @@ def _others(methods:tuple): # of `Published`
 
 def _ours(table, about, **settings): return Row("WeCLIP", settings, WECLIP[table], about)
 
-_PARTS = {"decoder": dict(refine=False), "decoder + RFM": {}}
+_PARTS = {"decoder": dict(refine="none"), "decoder + RFM": {}}
 _LAYERS = tuple(Row("1 layer" if n == 1 else f"{n} layers", dict(layers=n), {"val": v}) for n, v in TABLE5.items())
 _MAPS = {
     "A_f": dict(use_gate=False, use_attn=False),
@@ -308,7 +308,7 @@ BLIND = {"voc": ("test",)}               # splits without masks: predicted for t
 LISTS = {"voc": dict(train="train_aug")} # where a list of pictures is not called train, val or test
 
 # fields that change what the frozen encoder gives
-FEATURES = ("classes", "norm", "pool", "cam_floor", "n_feats", "crop", "scale", "flip")
+FEATURES = ("classes", "norm", "pool", "cam", "cam_floor", "model", "n_feats", "crop", "scale", "flip")
 
 def keeps_features(run:Run # of `plan`
     )->bool:

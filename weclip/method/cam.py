@@ -140,13 +140,13 @@ def attn_back(q:Tensor,     # queries of the rows with a gradient, (B, heads, ro
 # %% ../../nbs/1_method/05_cam.ipynb #492cc08f
 class Cams(NamedTuple):
     "Class activation maps of all pairs, and what the last block made on the way."
-    cam: Tensor      # M_init, (K, h, w) in [0, 1]
-    raw: Tensor      # before the ReLU, (K, h, w)
-    weights: Tensor  # mean gradient over the patches, (K, D)
-    scores: Tensor   # softmax over the image's tags and the background words, (K, C-1+b)
-    logits: Tensor   # scaled cosines, (K, C-1+b); -inf at classes the image does not have
-    attn: Tensor     # attention of the last block between patches, (B, L, L)
-    out: Tensor      # its output, (B, 1+L, D)
+    cam: Tensor          # M_init, (K, h, w) in [0, 1]
+    raw: Tensor=None     # before the ReLU, (K, h, w)
+    weights: Tensor=None # mean gradient over the patches, (K, D)
+    scores: Tensor=None  # softmax over the image's tags and the background words, (K, C-1+b)
+    logits: Tensor=None  # scaled cosines, (K, C-1+b); -inf at classes the image does not have
+    attn: Tensor=None    # attention of the last block between patches, (B, L, L)
+    out: Tensor=None     # its output, (B, 1+L, D)
 
 @torch.no_grad()
 def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
@@ -157,8 +157,7 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
             img_idx:Tensor,        # image of each pair, (K,), ascending
             tag_idx:Tensor,        # 0-based class of each pair, (K,)
             pool:str="patches",    # image vector: mean of the "patches" or the "cls" token
-            most:int=0,            # most tags of one image; 0: found here (one GPU synchronisation)
-            out:Tensor|None=None   # (B, L, L) to write the attention to
+            most:int=0             # most tags of one image; 0: found here (one GPU synchronisation)
     )->Cams:                       # maps (K, h, w) and by-products
     "GradCAM [41] of every pair of the batch at the last block's ln_1, §3.3."
     if pool not in ROWS: raise ValueError(f"pool: expected one of {tuple(ROWS)}, got {pool!r}")
@@ -191,4 +190,4 @@ def gradcam(clip:FrozenCLIP,       # frozen encoder; its last block is run here
     dqkv = dqkv[img_idx, slots(img_idx)].flatten(1) # (K, 3D)
     weights = dqkv @ block.attn.in_proj_weight / (n_tokens - 1)
     raw = torch.einsum("pld,pd->pl", a[:, 1:][img_idx], weights).unflatten(-1, tuple(grid))
-    return Cams(minmax(minmax(raw.relu())), raw, weights, scores, logits, patch_attn(attn, out), z)
+    return Cams(minmax(minmax(raw.relu())), raw, weights, scores, logits, patch_attn(attn), z)

@@ -114,7 +114,7 @@ def stages(model:WeCLIP, # of `inputs`
         "encoder": lambda: clip.encode(img),
         "encoder + attention": lambda: clip.encode(img, n_attn=n_attn),
         "GradCAM": lambda: gradcam(clip, last, out.grid, model.text_fg, model.text_bg, *pairs, cfg.pool, most),
-        "RFM": lambda: model.refine(out.cam, out.attn, out.aff, out.img_idx, True, most),
+        "RFM": lambda: model.refine(out, out.aff, out.logits, True, most),
         "PAR": par,
         "decoder": decoder,
         "losses": losses,
@@ -559,10 +559,10 @@ def _crf_targets(crf)->dict: # name -> value
         "DenseCRF, one process / two": crf.fewer/crf.two, "labels of DenseCRF with --drop 0.5 as with all": crf.same}
 
 def _training_targets(runs)->dict: # name -> value
-    "Of the fastest form that computes in float32."
-    timed = [run for run in runs if run["name"].startswith("float32") and "per_second" in run]
+    "Of the run that computes in float32."
+    timed = [run for run in runs if run["name"] == "float32" and "per_second" in run]
     if not timed: return {}
-    best = max(timed, key=lambda run: run["per_second"])
+    best, = timed
     return {
         "iterations per second, accelerator": best["per_second"], "memory, accelerator": best["gib"],
         "busy, accelerator": best["busy"], "waits in a step, accelerator": best["waits"],

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..machine import in_words, write_json
 from ..method.config import MODES, STAGES, Config, preset
 from ..method.classes import COCO, SCENES, VOC, ClassSet
+from ..method.seams import PLACES
 from ..method.model import WeCLIP
 from ..method.metrics import format_scores
 from ..data.pictures import save_mask
@@ -137,8 +138,9 @@ def setting(text:str # "name=value"
     "One value of `--set`."
     name, equals, value = text.partition("=")
     known = sorted(field.name for field in fields(Config))
-    if not equals or name not in known:
-        raise ValueError(f"--set: expected NAME=VALUE with a name of {known}, got {text!r}")
+    is_option = name.partition(".")[0] in PLACES and "." in name
+    if not equals or not (name in known or is_option):
+        raise ValueError(f"--set: expected NAME=VALUE with a name of {known}, or such as affinity.tau, got {text!r}")
     try:
         return name, literal_eval(value)
     except (ValueError, SyntaxError):
@@ -157,17 +159,23 @@ def config_of(images=None,       # folder of the user's own pictures, if they ar
               clip="openai",     # the backbone, as in `open_source`
               arch=ARCH,         # its architecture
               profile:str=None,  # settings for a data set: voc | coco | own | scenes (what suits the data and the CLIP)
-              recipe="released", # released: the authors' code; paper: the text; mended: the code without its slips
+              recipe="released", # released: the authors' code; paper: the text; mended: no slips; plus: WeCLIP+
               iters:int=None,    # iterations, the switch of the refinement in proportion (the profile's)
+              second:str=None,   # of --recipe plus: a second frozen backbone, e.g. vit_base_patch14_dinov2 of timm
+              second_weights:str=None, # its file of weights (downloaded)
               **kwargs           # of `settings_of`
     )->Config:
     "Settings of the profile that is named or that the data suggest, and the single ones."
     profile = profile or _usual_profile(images, clip)
-    more = dict(views=0) if images else {}  # few pictures: a new crop at every visit
+    more:dict = dict(views=0) if images else {}  # few pictures: a new crop at every visit
     if iters is not None:
         if iters < 1: raise ValueError(f"--iters: expected at least 1, got {iters}")
         usual = preset(profile, recipe)
         more.update(iters=iters, switch=round(usual.switch*iters/usual.iters))
+    if (second or second_weights) and recipe != "plus":
+        raise ValueError(f"--second: expected --recipe plus, which has a second backbone, got {recipe!r}")
+    named = {"model.second": second, "model.second_weights": second_weights}
+    more.update({name: value for name, value in named.items() if value})
     tower = {} if clip == "tiny" else tower_size(arch)
     return preset(profile, recipe, **tower, **more | settings_of(**kwargs))
 
@@ -180,12 +188,13 @@ def open_model(checkpoint:str=None, # a run's model.safetensors, a folder of `hu
                clip:str=None,       # frozen CLIP, as in `weclip train` (as noted in the checkpoint)
                arch:str=None,       # architecture of --clip (as noted in the checkpoint)
                classes:str=None,    # for the authors' checkpoints: voc | coco, or a YAML file
-               device="auto"        # where to compute; auto: a graphics card, if there is one
+               device="auto",       # where to compute; auto: a graphics card, if there is one
+               second_weights:str=None # weights of a second backbone (as noted in the checkpoint, a file beside it)
     )->WeCLIP:                      # on the device, in evaluation mode
     "The model that --checkpoint names, or the small one the package ships."
     if not checkpoint:
         print(f"note: no --checkpoint: {SHIPPED_NOTE}", file=sys.stderr)
-    return open_checkpoint(checkpoint or SHIPPED, clip, classes, arch).to(device)
+    return open_checkpoint(checkpoint or SHIPPED, clip, classes, arch, second_weights).to(device)
 
 def new_model(cfg:Config,        # its settings
               found:ClassSet,    # what is in the pictures
@@ -229,24 +238,33 @@ def open_source(data:str=None,           # folder in VOC2012 layout
                 device="auto",           # where to compute; auto: a graphics card, if there is one
                 checkpoint:str=None,     # a trained model: its affinity takes part in the refinement
                 training=False,          # random crops for training, or whole pictures
+                masks:str=None,          # folder of masks without classes, SAM's or superpixels: labels vote in each
                 **kwargs                 # of `config_of`
     )->tuple:                            # (WeCLIP, SegData)
     "Model and pictures that a command names."
     check_source(data, images, tags)
-    cfg = config_of(images, clip, arch, **kwargs)
-    model = open_model(checkpoint, clip, arch, classes, device) if checkpoint else None
+    cfg = _voting(config_of(images, clip, arch, **kwargs), masks)
+    other = kwargs.get("second_weights")
+    model = open_model(checkpoint, clip, arch, classes, device, other) if checkpoint else None
+    if model:
+        model.cfg = _voting(model.cfg, masks)
     if images is None:
         model = model or build(clip, cfg, classes, arch).to(device)
-        if training: return model, open_training(model, data, train_split, tags_from)
-        about = dict(norm=model.cfg.norm, palette=model.classes.palette())
+        if training: return model, open_training(model, data, train_split, tags_from, masks)
+        about = dict(norm=model.cfg.norm, palette=model.classes.palette(), regions=masks)
         return model, open_data(data, train_split, model.classes.classes, tags_from, **about)
     cfg = model.cfg if model else cfg
     if training and cfg.supervised:
         raise ValueError("supervised: expected masks to learn from, but --images has none; "
                          "leave it out, or give a folder in VOC2012 layout")
     crops = dict(crop=cfg.crop, scale=cfg.scale, flip=cfg.flip) if training else {}
-    pictures, found = open_images(images, tags, model.classes if model else classes, strict, norm=cfg.norm, **crops)
+    named = model.classes if model else classes
+    pictures, found = open_images(images, tags, named, strict, norm=cfg.norm, regions=masks, **crops)
     return model or new_model(cfg, found, clip, arch, bool(classes)).to(device), pictures
+
+def _voting(cfg:Config, masks)->Config:
+    "Where there are masks, pseudo labels vote in them, unless another function for the labels was named."
+    return replace(cfg, labels="vote") if masks and cfg.labels == Config.labels else cfg
 
 # %% ../../nbs/5_use/06_commands.ipynb #4c5f46fe
 def modes(no_crf:bool # leave DenseCRF out?
@@ -418,7 +436,9 @@ def pseudo(data:str=None,       # folder in VOC2012 layout
     failed = too_long({source.images[i]: f"{i}.png" for i in source.ids})
     wanted = STAGES if stages else ("pseudo",)
     for i in tqdm([i for i in source.ids if source.images[i] not in failed], desc="pseudo labels"):
-        _, maps = preview(model, source.read(i)[0], source.tags[i], checkpoint is not None, wanted)
+        image = source.read(i)[0]
+        regions = source.read_regions(i, image.shape[:2])
+        _, maps = preview(model, image, source.tags[i], checkpoint is not None, wanted, regions)
         ids = torch.stack([*maps.values()]).byte().cpu().numpy()  # of all stages in one transfer
         for stage, mask in zip(wanted, ids):
             folder = Path(out)/stage if stages else Path(out)

@@ -8,6 +8,7 @@ __all__ = ['WRITERS', 'Predictor', 'export_program', 'compare', 'export']
 # %% ../../nbs/5_use/03_export.ipynb #6effc3fe
 from math import isqrt
 from pathlib import Path
+from typing import Any
 import io, json
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,20 +36,24 @@ class Predictor(nn.Module):
         self.ln_pre = visual.ln_pre
         self.blocks = model.clip.blocks[:model.cfg.n_feats]
         self.decoder = model.decoder
+        self.second = getattr(model, "second", None)
         pos = visual.positional_embedding.detach()  # (1+g*g, D), the class token's first
         g = isqrt(len(pos) - 1)
         self.register_buffer("cls", visual.class_embedding.detach() + pos[0])
         self.register_buffer("pos", pos[1:].T.unflatten(1, (1, g, g)).contiguous())  # (D, 1, g, g)
 
-    def embed(self, img:Tensor # RGB, (B, H, W, 3), uint8
+    def enlarge(self, img:Tensor # normalised, (B, 3, H, W)
+        )->Tensor:               # (B, 3, H', W'), a patch at least, where `small`
+        "A picture that is smaller than a patch becomes one patch."
+        if not self.small: return img
+        least = self.conv1.kernel_size[0]
+        size = [torch.sym_max(n, least) for n in img.shape[-2:]]
+        return F.interpolate(img, size, mode="bilinear", align_corners=False)
+
+    def embed(self, img:Tensor # normalised, (B, 3, H, W)
         )->tuple:              # tokens (B, 1+L, D), grid (h, w)
         "As `embed` of the method's clip, without looking at the size."
-        x = preprocess(img, self.norm)
-        if self.small:
-            least = self.conv1.kernel_size[0]
-            size = [torch.sym_max(n, least) for n in x.shape[-2:]]
-            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        x = self.conv1(x)                                                               # (B, D, h, w)
+        x = self.conv1(img)                                                               # (B, D, h, w)
         grid = tuple(x.shape[-2:])
         pos = F.interpolate(self.pos, size=grid, mode="bilinear", align_corners=False)  # (D, 1, h, w)
         x = x.flatten(2).mT + pos.flatten(1).T                                          # (B, L, D)
@@ -57,21 +62,29 @@ class Predictor(nn.Module):
     def forward(self, img:Tensor # RGB, (B, H, W, 3), uint8
         )->tuple:                # logits on the token grid (B, C, h, w), float32; mask (B, H, W), uint8
         "One scale of `predict`."
-        x, grid = self.embed(img)
+        seen = self.enlarge(preprocess(img, self.norm))
+        x, grid = self.embed(seen)
         tokens = []
         for block in self.blocks:
             x, _ = block_forward(block, x)
             tokens.append(patches(x))
+        if self.second is not None:
+            tokens = [tokens[-1], self.second(seen, self.norm)]
         logits = self.decoder(tokens, grid).logits
         return logits, upsample(logits, img.shape[1:3]).argmax(1).to(torch.uint8)
 
 # %% ../../nbs/5_use/03_export.ipynb #fd3e2619
+def _widest(model:WeCLIP)->int:
+    "Side of the larger patch, where there is a second backbone."
+    second:Any = getattr(model, "second", None)
+    return max(model.patch, second.patch) if second else model.patch
+
 def export_program(model:WeCLIP,    # on the device where the program is to run
                    small:bool=False # as in `Predictor`
     )->ExportedProgram:             # (img,) -> (logits, mask), as `Predictor`
     "The prediction path as a program for any batch and size."
     if not hasattr(Dim, "DYNAMIC"): raise ImportError(f"export: expected PyTorch 2.6 or newer, got {torch.__version__}")
-    p = model.patch
+    p = _widest(model)
     img = torch.zeros(2, 3*p, 4*p, 3, dtype=torch.uint8, device=model.text_fg.device)
     free = dict(img={axis: Dim.DYNAMIC for axis in range(3)})  # batch, height, width
     with torch.no_grad():
@@ -84,8 +97,8 @@ def compare(run,           # (B, H, W, 3) uint8 tensor -> (logits, mask), the pr
             seed:int=0     # of the random pictures
     )->dict:               # logits: largest difference, relative to the largest logit; pixels: share that agrees
     "How far a program is from its model on pictures of several sizes."
-    p = model.patch
-    side = p*isqrt(len(model.clip.visual.positional_embedding) - 1)  # of CLIP's training
+    p = _widest(model)
+    side = model.patch*isqrt(len(model.clip.visual.positional_embedding) - 1)  # of CLIP's training
     rng = torch.Generator().manual_seed(seed)
     differences = []
     same = []
@@ -108,7 +121,7 @@ def export(model:WeCLIP,   # trained, on the device where the program is to run
     if path.suffix not in WRITERS: raise ValueError(f"{path}: expected a name that ends in {' or '.join(WRITERS)}")
     with whole_file(path) as part:
         small = path.suffix == ".onnx"
-        about = dict(**portable(describe(model)), least_side=1 if small else 2*model.patch)  # of a picture, pixels
+        about = dict(**portable(describe(model)), least_side=1 if small else 2*_widest(model))  # of a picture, pixels
         run = WRITERS[path.suffix](export_program(model.eval(), small), part, json.dumps(about))
         off = compare(run, model)
         if not off["logits"] <= tol:

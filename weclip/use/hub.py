@@ -76,6 +76,7 @@ def model_card(name:str,                # of the model
     scores = read_scores(results or {})
     score_rows = [[TEXTS[mode], _percent(miou)] for mode, (miou, _) in scores.items()]
     here = {f.name: getattr(cfg, f.name) for f in fields(Config) if getattr(cfg, f.name) != f.default}
+    frozen = [about["backbone"], *(name for key, name in cfg.options if key == "model.second")]
     setting_rows = [[f"`{k}`", f"`{v}`", f"`{getattr(Config, k)}`"] for k, v in here.items()]
     return (ASSETS/"card.md").read_text(encoding="utf-8").format(
         front=_front(name, about["classes"]["name"], results or {}, license).to_yaml(),
@@ -83,7 +84,7 @@ def model_card(name:str,                # of the model
         scores=markdown_table(["prediction", "mIoU %"], score_rows) if scores else "Not given.",
         settings=markdown_table(["setting", "here", "released"], setting_rows), run=run_name(cfg), license=license,
         arch=about.get("arch") or "the small ViT that weclip ships",
-        backbone=_literal(about["backbone"]), fingerprint=about["fingerprint"])
+        backbone="` and `".join(map(_literal, frozen)), fingerprint=about["fingerprint"])
 
 # %% ../../nbs/5_use/00_hub.ipynb #9bcf536b
 FILES = ("model.safetensors", "config.json", "README.md")
@@ -92,7 +93,11 @@ def portable(about:dict # of `describe`
     )->dict:            # without the folders of a machine
     "A description for other machines."
     cfg = about["config"]
-    return {**about, "backbone": Path(about["backbone"]).name, "config": {**cfg, "classes": Path(cfg["classes"]).name}}
+    here = {**cfg, "classes": Path(cfg["classes"]).name}
+    if "options" in cfg:  # files of before have none
+        options = [[k, Path(v).name if k == "model.second_weights" else v] for k, v in cfg["options"]]
+        here["options"] = options
+    return {**about, "backbone": Path(about["backbone"]).name, "config": here}
 
 def write_folder(folder,                  # made if it is missing; a card that is there is kept
                  about:dict,              # of `describe`
@@ -140,6 +145,7 @@ def fetch(name:str, # folder, or "user/name" on the Hub
 def from_pretrained(name:str,  # as in `fetch`
                     clip=None, # backbone as in `load_backbone`; None: the one named in the description
                     arch=None, # as in `load_backbone`; None: the one named in the description
+                    second_weights=None, # of a second backbone, as in `load_model`
                     **where    # as in `fetch`
     )->WeCLIP:                 # in evaluation mode
     "A model from a folder or from the Hub."
@@ -151,7 +157,7 @@ def from_pretrained(name:str,  # as in `fetch`
     if not clip and about["backbone"] not in known:
         raise ValueError(f"{name}: was trained on CLIP weights from a file called {about['backbone']!r} "
                          f"(fingerprint {about['fingerprint']}); give that file as `clip` (--clip)")
-    return load_model(weights, clip, arch)
+    return load_model(weights, clip, arch, second_weights)
 
 # %% ../../nbs/5_use/00_hub.ipynb #e53d34d3
 def push_to_hub(folder,            # of `save_pretrained`

@@ -202,7 +202,8 @@ def class_cams(model:WeCLIP,     # in evaluation mode
     "CAMs of one class before any training."
     f = model.encode(network_input(model, image), [tags], model.cfg.n_static)
     unused = torch.zeros_like(f.attn[:, 0])  # the decoder's affinity takes no part in static refinement
-    refined = model.refine(f.cam, f.attn, unused, f.img_idx, dynamic=False, most=len(tags))
+    logits = model.decode(f).logits
+    refined = model.refine(f, unused, logits, dynamic=False, most=len(tags))
     at = sorted(tags).index(k)
     return f.cam[at], refined[at]/refined[at].max().clamp(min=1e-7)
 

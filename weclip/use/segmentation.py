@@ -155,12 +155,14 @@ def open_checkpoint(path,         # model.safetensors, a folder of `save_pretrai
                     clip=None,    # backbone as in `load_backbone`; None: the one named in the file, OpenAI's for .pth
                     classes=None, # for the authors': voc | coco, or a ClassSet; None: voc
                     arch=None,    # as in `load_backbone`; None: the one named in the file
+                    second_weights=None # of a second backbone, as in `load_model`
     )->WeCLIP:                    # on the CPU, in evaluation mode
     "A trained model from any kind of file."
     name = str(path)
-    if Path(path).is_dir() or name.startswith("hf:"): return from_pretrained(name.removeprefix("hf:"), clip, arch)
+    if Path(path).is_dir() or name.startswith("hf:"):
+        return from_pretrained(name.removeprefix("hf:"), clip, arch, second_weights)
     if name.endswith((".pth", ".pt")): return load_released(clip or "openai", path, classes or "voc")
-    return load_model(path, clip, arch)
+    return load_model(path, clip, arch, second_weights)
 
 def cached_model(path=None,   # as in `open_checkpoint`; None: the shipped decoder
                  clip=None,   # as in `open_checkpoint`, by name
