@@ -28,11 +28,12 @@ from weclip.engine.infer import evaluate
 from weclip.engine.job import open_training
 from weclip.lab import claims
 from weclip.lab.claims import (
-    CLAIMS, VERDICTS, Answer, Cell, Claim, Effect, answer_table, answers, in_points, interval, row_effects, verdict)
+    CLAIMS, VERDICTS, Answer, Cell, Claim, Effect, answer_table, answers, effect_table, in_points, interval,
+    row_effects, verdict)
 from weclip.lab.paper import TABLE4, TABLE5, TABLE6, WECLIP
 from weclip.lab.plan import FEW, SHORT, SIZES, TABLES, Grid, asked, plan, run_config, table_seeds
 from weclip.lab.results import (
-    collect, in_text, keep_run, keep_table, kept_rows, kept_table, read_results, read_rows, result_file)
+    collect, in_text, keep_run, keep_table, kept_rows, read_results, read_rows, result_file)
 
 RESULTS = EXPERIMENTS/"results"
 GRID = Grid(results=RESULTS)
@@ -233,6 +234,15 @@ def told_by_hand(claim):
 
 def line_of(claim, told): return "| " + " | ".join([claim.text, claim.where, *told]) + " |"
 
+def answer_line(claim): return line_of(claim, told_by_hand(claim))
+
+TURNED = {"same direction": "higher", "opposite": "lower"}
+
+def effect_line(claim):
+    "The line of a row of which the paper says nothing."
+    _, *told, outcome = told_by_hand(claim)
+    return line_of(claim, [*told, TURNED.get(outcome, outcome)])
+
 def test_answers_by_another_path(committed):
     "Every claim of the list and every row of the page of differences, as far as there are results."
     everything = [*answers(committed), *row_effects("differences", committed)]
@@ -240,9 +250,11 @@ def test_answers_by_another_path(committed):
              if a.claim.ahead.table in TABLES or not kept_rows(a.claim.ahead.table, committed)[2]]
     odd = []
     for a in found:
-        line = answer_table([a]).splitlines()[-1]
-        if line != line_of(a.claim, told_by_hand(a.claim)):
-            odd.append((line, told_by_hand(a.claim)))
+        is_claim = a.claim in CLAIMS
+        line = (answer_table if is_claim else effect_table)([a]).splitlines()[-1]
+        by_hand = answer_line(a.claim) if is_claim else effect_line(a.claim)
+        if line != by_hand:
+            odd.append((line, by_hand))
     assert not odd and len(found) > 30
 
 # ---- what the stored pages show
@@ -299,12 +311,12 @@ def test_stored_pages_show_what_their_code_gives(again):
 def printed_answers(text):
     "The lines of a text's tables of answers."
     return [line for line in text.splitlines() if line.startswith("| ") and line.strip(" |").endswith(
-        (*VERDICTS, "not measured"))]
+        (*VERDICTS, "higher", "lower", "not measured"))]
 
 def test_the_block_of_the_readme(complete):
     block = (ROOT/"README.md").read_text(encoding="utf-8").split("results -->")[1]
     front = [claim for claim in CLAIMS if claim.front]
-    assert printed_answers(block) == [line_of(claim, told_by_hand(claim)) for claim in front]
+    assert printed_answers(block) == [answer_line(claim) for claim in front]
     assert "experiments/results/claims.png" in block and (RESULTS/"claims.png").is_file()
 
 def test_every_printed_answer_is_that_of_the_results(again):
@@ -314,14 +326,15 @@ def test_every_printed_answer_is_that_of_the_results(again):
     for page, (outputs, asked_here) in again.items():
         known = {(claim.text, claim.where): claim for claim in asked_here}
         for source, stored, _ in outputs:
-            if not source.startswith("answer_table("): continue
+            if not source.startswith(("answer_table(", "effect_table(")): continue
+            expected = effect_line if source.startswith("effect_table(") else answer_line
             lines = printed_answers(stored or "")
             count += len(lines)
             if not lines:
                 odd.append(f"{page}: no answers are stored")
             for line in lines:
                 claim = known[tuple(part.strip() for part in line.strip("|").split(" | ")[:2])]
-                if line != line_of(claim, told_by_hand(claim)):
+                if line != expected(claim):
                     odd.append(f"{page}: {line}")
     assert not odd and count > 2*len(CLAIMS)
 
@@ -426,7 +439,7 @@ def _(text):
 @found("differences")
 def _(text, grid):
     answered = row_effects("differences", grid)
-    off = [a for a in answered if a.verdict in ("same direction", "opposite")]
+    off = [a for a in answered if a.verdict in ("higher", "lower")]
     best = answered[0]
     count = f"one of the {len(answered)} intervals lies off zero"
     return {"one": [a.claim.text for a in off] == ["plain cross-entropy"] and count in text,
