@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'CLAIMS', 'MARKS', 'Effect', 'interval', 'verdict', 'direction', 'Cell', 'Claim', 'Answer', 'scores_of',
-           'answers', 'row_effects', 'in_points', 'answer_table', 'effect_table', 'forest', 'bars']
+           'answers', 'row_effects', 'in_points', 'answer_table', 'tally', 'effect_table', 'forest', 'bars']
 
 # %% ../../nbs/6_lab/03_claims.ipynb #c8fee73e
 from statistics import fmean, stdev
@@ -170,6 +170,13 @@ def answer_table(found:list # of `answers`
         lines.append([claim.text, claim.where, paper, in_points(ours.mean), ends, str(ours.seeds), told])
     heads = ["the paper says", "in", "paper", "ours", "95 % interval", "seeds", "verdict"]
     return number_table(heads, lines)
+
+def tally(found:list # of `answers`
+    )->Text:
+    "How many claims have which verdict, in a sentence."
+    counts = {told: sum(a.verdict == told for a in found) for told in (*VERDICTS, "not measured")}
+    parts = ", ".join(f"{n} *{told}*" for told, n in counts.items() if n)
+    return Text(f"Of {len(found)} claims of the paper: {parts}.")
 
 def effect_table(found:list # of `row_effects`
     )->Text:
