@@ -229,7 +229,7 @@ def too_large(nb):
     pictures = [value for o in outputs(nb) for kind, value in o.items() if kind.startswith("image/")]
     sizes = [round(len(picture)*.75) for picture in pictures]  # base64 has four letters for three bytes
     counts = dict(bytes=nb.stat().st_size, cells=len(cells(nb)), pictures=len(pictures), largest=max(sizes, default=0))
-    most = dict(bytes=150_000, cells=60, pictures=4, largest=40_000)
+    most = dict(bytes=150_000, cells=60, pictures=4, largest=150_000)
     return {what: n for what, n in counts.items() if n > most[what]}
 
 def test_pages_are_small(): none(f"{name(nb)}: {too_large(nb)}" for nb in PAGES if too_large(nb))

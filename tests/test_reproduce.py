@@ -131,7 +131,7 @@ def rehearse(folder, clip, short, has_test):
     for name in NOTEBOOKS:
         shutil.copy(ROOT/"experiments"/name, "experiments")
     execute_here()
-    with patch("weclip.lab.plan._shared", lambda profile, quick: short):
+    with patch("weclip.lab.plan._shared", lambda profile, quick, length=None: short):
         status = main([*shlex.split(on_page("command"))[1:], "--device", "cpu", "--workers", "1"])
         runs = [run.name for run in plan(["table1", "table4"], Grid("voc", (1,)))]
     page = functions()

@@ -43,6 +43,7 @@ class Table(NamedTuple):
     profiles: tuple = ("scenes", "voc")  # that it makes sense for
     data: dict = {}        # profile -> profile whose data and settings it takes instead
     needs: tuple = ()      # what it reads of a run's folder: "model", "snapshots", "masks"
+    keeps: tuple = ()      # tables that its page keeps, beside what it draws, so that it needs no run again
     sizes: tuple = SIZES   # scenes to draw
     length: dict = LONG    # settings of all its runs on drawn scenes
     most_seeds: int = 5    # more are not run
@@ -130,8 +131,8 @@ TABLES = {t.name: t for t in (
           {"learnable, M": "learnable_m", **VAL, "test": TEST["test"],
            "val + CRF": VAL_CRF["val + CRF"], "test + CRF": TEST["test + CRF"]},
           (*_others(TABLE7), _ours("table7", "ViT-B", supervised=True))),
-    Table("figure3", "CAMs over training time", {}, _FIGURE, needs=("model", "snapshots")),
-    Table("figure4", "predictions", VAL, _FIGURE, needs=("masks",)),
+    Table("figure3", "initial, static and refined CAMs", {}, _FIGURE, needs=("model", "snapshots"), keeps=("labels",)),
+    Table("figure4", "predictions", VAL, _FIGURE, needs=("masks",), most_seeds=1),
     Table("figure5", "frozen features", {}, ()),
     Table("differences", "paper against released code", VAL,
           tuple(Row(label, settings, {}, about) for label, settings, about in DIFFERENCES), _ALL,
@@ -295,8 +296,8 @@ def _asked_for(tables:list, grid:Grid): # yields a `Run` for every line and seed
 def table_seeds(table:Table,     # of `TABLES`
                 grid=SCENES_GRID # what is asked for
     )->tuple:                    # of seeds
-    "The seeds of a table: as many of the grid's as it takes; a figure shows one."
-    return grid.used_seeds[:1 if table.needs else table.most_seeds]
+    "The seeds of a table: as many of the grid's as it takes."
+    return grid.used_seeds[:table.most_seeds]
 
 def _join(a:Run, b:Run)->Run: # of one name
     "What both want."

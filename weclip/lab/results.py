@@ -11,6 +11,7 @@ __all__ = ['WHICH', 'WHAT', 'COST', 'MADE_BY', 'FACTS', 'STAND_IN', 'MEASURED', 
 # %% ../../nbs/6_lab/02_results.ipynb #b4dfcd79
 from pathlib import Path
 from statistics import fmean, stdev
+from zipfile import BadZipFile
 import csv, io, json
 import numpy as np
 from filelock import FileLock
@@ -229,22 +230,22 @@ class Text(str):
     "Markdown that Jupyter shows as such."
     def _repr_markdown_(self)->str: return str(self)
 
-def number_table(head, # texts of the first line
-                 rows  # texts of the others
+def number_table(head,     # texts of the first line
+                 rows,     # texts of the others
+                 words=()  # columns of words, besides the first
     )->Text:
-    "Numbers to the right, the first column to the left."
-    return Text(markdown_table(head, rows, "l" + "r"*(len(head) - 1)))
+    "Numbers to the right, words to the left."
+    align = "".join("l" if k in (0, *words) else "r" for k in range(len(head)))
+    return Text(markdown_table(head, rows, align))
 
 def number(x,           # of a table: a number, a text, or None
-           sd=None,     # its spread, where it has one
-           signed=False # show a plus
+           sd=None      # its spread, where it has one
     )->str:
     "A number, perhaps with its spread; a dash where there is none."
     if x is None or x != x: return "–"
     if isinstance(x, (str, int)): return str(x)
-    sign = "+" if signed else ""
     digits = 1 if abs(x) >= 1 or x == 0 else 2
-    text = f"{x:{sign}.{digits}f}"
+    text = f"{x:.{digits}f}"
     return text if sd is None or sd != sd else f"{text} ± {sd:.1f}"
 
 def _ours(c)->str: return number(c["mean"], c["sd"])
@@ -285,7 +286,7 @@ def _below(rows)->Text: # the paper's line, ours below it; other methods are fol
 
 # %% ../../nbs/6_lab/02_results.ipynb #227ba7a0
 STAND_IN = ("*Drawn scenes and a CLIP of 3 M parameters in place of {}: other data, another backbone. "
-            "Orderings may be compared with the paper's, values may not.*")
+            "Differences may be set beside the paper's, values may not.*")
 
 def plural(n:int # how many
     )->str:
@@ -316,12 +317,9 @@ def show(name,            # of `TABLES`
     )->Text:
     "A table with its caption, and what it lacks."
     cells = collect(name, grid)
-    return _page(name, grid, cells, _as_markdown(cells))
-
-def _page(name, grid, cells, *paragraphs)->Text:
     photographs = "COCO" if name == "table2" else "VOC"
     shown = grid._replace(seeds=table_seeds(TABLES[name], grid))
-    return Text("\n\n".join([*caption(shown, photographs), *paragraphs, *_lacks(cells, command(name, grid))]))
+    return Text("\n\n".join([*caption(shown, photographs), _as_markdown(cells), *_lacks(cells, command(name, grid))]))
 
 def _lacks(cells, fill)->list: # paragraphs
     "Why cells are empty, each reason once."
@@ -412,9 +410,12 @@ def kept_arrays(name, # of the figure
     "What a figure draws as kept, if this code has made it."
     path = Path(grid.results)/f"{kept_name(name, grid)}.npz"
     if not path.is_file(): return {}, "missing"
-    with np.load(path) as file:
-        arrays = dict(file)
-    code = str(arrays.pop("code"))
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        code = str(arrays.pop("code"))
+    except (ValueError, OSError, KeyError, BadZipFile) as e:
+        return {}, f"damaged: {type(e).__name__}"
     return (arrays, "") if code == code_digest() else ({}, f"stale: made by code {code}, this is {code_digest()}")
 
 MEASURED = Path(str(ASSETS)).parents[1]/"nbs"/"7_speed"/"measured.json"  # in a clone
