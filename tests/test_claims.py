@@ -494,6 +494,17 @@ def size_in_words(ours, verb, text):
     near, far = sorted((abs(ours.low), abs(ours.high)))
     return f"{verb} {abs(ours.mean):.1f} points ({near:.1f} to {far:.1f})" in text
 
+@found("figure5")
+def _(text, grid):
+    compact, neighbours = answers(grid, "compactness")
+    _, lines, _ = kept_rows("figure5", grid)
+    nearest = {name: float(accuracy.split(" ± ")[0]) for name, _, accuracy in lines}
+    ahead = {block: nearest[f"classifier, block {block}"] - nearest[f"CLIP, block {block}"] for block in (3, 9, 11, 12)}
+    return {"silhouettes": compact.verdict == "undecided" and f"by {compact.ours.mean:.1f} hundredths" in text,
+            "all are negative": all(float(x.split(" ± ")[0]) < 0 for _, x, _ in lines),
+            "neighbours": neighbours.verdict == "opposite" and f"have {-neighbours.ours.mean:.1f} points more" in text,
+            "by block": min(ahead[9], ahead[11], ahead[12]) > 4 and f"in block 3 by {ahead[3]:.1f}" in text}
+
 @found("depth_and_overfitting")
 def _(text, grid):
     score = {(c["label"], c["column"]): c["values"] for c in collect("depth_and_overfitting", grid)}

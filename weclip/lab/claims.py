@@ -83,7 +83,7 @@ def _layers_claim(other:str)->Claim:
     name = "1 layer" if other == "1" else f"{other} layers"
     sizes = {str(key): value for key, value in TABLE5.items()}
     return Claim(f"three layers beat {name}", "Table 5", Cell("table5", "3 layers"), Cell("table5", name),
-                 round(sizes["3"] - sizes[other], 1), other in ("1", "5"))
+                 round(sizes["3"] - sizes[other], 1), other == "5")
 
 def _features_claim(text:str, measure:str)->Claim:
     "CLIP against a classifier, Figure 5: no mIoU."
@@ -112,7 +112,7 @@ CLAIMS = (
     _features_claim("CLIP's features are more compact than a classifier's (silhouette x 100)",
                     "silhouette"),
     _features_claim("CLIP's features tell classes apart better than a classifier's (5-NN, %)",
-                    "5-NN")._replace(front=False),
+                    "5-NN"),
     Claim("masks beat tags (if Table 7 is without CRF)", "Tables 7 and 1",
           Cell("table7", "WeCLIP"), Cell("table1", "WeCLIP"),
           round(_MASKS["val"] - _FULL["val"], 1)))
@@ -166,7 +166,9 @@ def row_effects(name,             # of `TABLES`
 def in_points(x:float # points of mIoU
     )->str:
     "A signed number; a dash for NaN."
-    return "–" if x != x else f"{round(x, 1) + 0.:+.1f}"
+    if x != x: return "–"
+    is_next_to_zero = .005 <= abs(x) < .05  # on which side is told by the second digit
+    return f"{x:+.2f}" if is_next_to_zero else f"{round(x, 1) + 0.:+.1f}"
 
 def answer_table(found:list # of `answers`
     )->Text:
