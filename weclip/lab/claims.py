@@ -167,8 +167,8 @@ def in_points(x:float # points of mIoU
     )->str:
     "A signed number; a dash for NaN."
     if x != x: return "–"
-    is_next_to_zero = .005 <= abs(x) < .05  # on which side is told by the second digit
-    return f"{x:+.2f}" if is_next_to_zero else f"{round(x, 1) + 0.:+.1f}"
+    is_next_to_zero = .0005 <= abs(x) < .05  # one more digit tells on which side
+    return f"{x:+.1g}" if is_next_to_zero else f"{round(x, 1) + 0.:+.1f}"
 
 def answer_table(found:list # of `answers`
     )->Text:
