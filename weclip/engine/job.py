@@ -284,11 +284,11 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
         say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split, regions=regions), limit)
-    labelled = {s.split for s in scores if s.mode in STAGES}
+    with_tags = {s.split for s in scores if s.mode in STAGES}
     if sheet and not cfg.supervised:
-        labelled.add(val_split)
+        with_tags.add(val_split)
     for split in {s.split for s in scores} - set(blind):  # what is scored after the training is looked at before it
-        needed = dict(tags_from="auto", regions=regions) if split in labelled else {}
+        needed = dict(tags_from="auto", regions=regions) if split in with_tags else {}
         check_set(_open(model, root, split, limit, **needed))
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
