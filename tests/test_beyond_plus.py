@@ -184,6 +184,11 @@ def test_the_front_reads_files(weights, model, tmp_path):
         load_model(tmp_path/"model.safetensors")
 
 @needs_plus
+def test_other_positions_are_those_that_the_settings_tell(weights):
+    again = load_released_plus(*weights, **{"model.positions": "timm"})
+    assert again.second.offset == 0 and dict(again.cfg.options)["model.positions"] == "timm"
+
+@needs_plus
 def test_the_learning_rates_and_the_parameters_that_learn(model):
     for profile in ("voc", "coco"):
         cfg = preset(profile, "plus")

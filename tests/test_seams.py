@@ -179,8 +179,8 @@ def test_a_comparison_names_a_function_that_is_not_there(tmp_path):
 
 def test_a_comparison_knows_the_successors(root, tmp_path):
     "In a process that has imported none of them."
-    code = ("import sys; from pathlib import Path; from weclip.lab.compare import _one_run, compare_config\n"
-            f"cfg = compare_config(dict(cam='surgery', bs=2), 1, 2)\n"
+    code = ("from pathlib import Path; from weclip.lab.compare import _one_run, compare_config\n"
+            "cfg = compare_config(dict(cam='surgery', bs=2), 1, 2)\n"
             f"print(_one_run(cfg, Path({str(root)!r}), Path({str(tmp_path)!r}), False))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
