@@ -1,5 +1,5 @@
 """Masks without classes: read, cropped with their pictures, voted in, kept, and refused where they do not fit."""
-import json
+import json, shutil
 import numpy as np, pytest, torch
 from PIL import Image
 import weclip.beyond.masks as beyond
@@ -254,3 +254,12 @@ def test_a_job_scores_the_labels_after_the_vote(root, regions, tmp_path):
     assert found["vote"]["initial+PAR"] == found["par"]["initial+PAR"]
     with pytest.raises(ValueError, match="labels 'vote': expected regions"):
         run_job(model(), root, tmp_path/"none", modes=("single",), say=str, sheet=0)
+
+def test_regions_that_scoring_needs_are_looked_for_before_the_training(root, regions, tmp_path):
+    of_training = tmp_path/"regions"
+    of_training.mkdir()
+    for name in open_data(root, "train", (), tags_from=None).ids:
+        shutil.copy(regions/f"{name}.png", of_training)
+    with pytest.raises(FileNotFoundError, match="no regions for"):
+        run_job(model(), root, tmp_path/"run", modes=("single",), say=str, sheet=0, regions=of_training)
+    assert not (tmp_path/"run"/"checkpoint.pt").exists()

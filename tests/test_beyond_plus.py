@@ -7,6 +7,7 @@ import weclip
 
 from oracle import PLUS, close, load, needs_plus
 from weclip.beyond.plus import FrozenSecond, convert_plus, load_released_plus, resample, vit_tokens
+from weclip.beyond.rfm_plus import cross_loss
 from weclip.cli import main
 from weclip.data.voc import open_data
 from weclip.engine.cache import KeptTokens
@@ -17,6 +18,7 @@ from weclip.engine.train import learning_rate, optimiser, train
 from weclip.engine.weights import build, convert_official, load_model, save_model
 from weclip.method.config import preset
 from weclip.method.losses import affinity_label, upsample
+from weclip.method.seams import check_seams
 from weclip.use.export import export
 from weclip.use.hub import from_pretrained, save_pretrained
 from weclip.world.classifier import train_classifier
@@ -182,6 +184,11 @@ def test_the_front_reads_files(weights, model, tmp_path):
         load_model(tmp_path/"model.safetensors")
 
 @needs_plus
+def test_other_positions_are_those_that_the_settings_tell(weights):
+    again = load_released_plus(*weights, **{"model.positions": "timm"})
+    assert again.second.offset == 0 and dict(again.cfg.options)["model.positions"] == "timm"
+
+@needs_plus
 def test_the_learning_rates_and_the_parameters_that_learn(model):
     for profile in ("voc", "coco"):
         cfg = preset(profile, "plus")
@@ -287,6 +294,48 @@ def test_the_classifier_of_the_scenes_is_a_second_backbone(tmp_path):
     assert seen.tokens[1].shape == (1, 8, 10, 128) and seen.logits_second.isfinite().all()
     assert dict(model.cfg.options)["model.second_weights"] == str(tmp_path/"classifier.safetensors")
     assert second.fingerprint() != FrozenSecond("tiny").fingerprint()
+
+def test_a_seed_is_a_decoder_whatever_the_second_backbone():
+    "A tower that is built, loaded or seeded on the way draws none of the decoder's numbers."
+    def decoder(seed, second, weights=""):
+        options = {"model.second": second, "model.second_weights": weights}
+        return learnt(build("tiny", preset("scenes", "plus", seed=seed, **SMALL, **options)))
+    assert decoder(1, "classifier", "random").equal(decoder(1, "tiny"))
+    assert not decoder(1, "classifier", "random").equal(decoder(2, "classifier", "random"))
+
+def test_tokens_of_the_last_block_are_its_own_when_the_cam_skips_one():
+    img = torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(0))
+    model = build("tiny", preset("scenes", cam="gradcam_skip", n_feats=12)).eval()
+    close(model.encode(img, [[0]], 6).tokens[-1], model.tokens(img).tokens[-1], 1e-5)
+
+def test_padding_takes_no_part_in_the_cross_loss():
+    a, b = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ignored = torch.zeros(1, 4, 8, dtype=torch.bool)
+    ignored[..., 4:] = True
+    padded = [torch.cat([x, 9*torch.rand_like(x)], -1) for x in (a, b)]
+    assert cross_loss(*padded, (4, 8), ignored=ignored).item() == pytest.approx(cross_loss(a, b, (4, 4)).item())
+    assert cross_loss(*padded, (4, 8)).item() != pytest.approx(cross_loss(a, b, (4, 4)).item())
+
+def test_parts_of_the_recipe_can_be_replaced():
+    "The recipe's options go with the functions that they belong to; others stay."
+    for replaced, left in ((dict(loss="plus"), {}), (dict(loss="plus2"), {"loss.empty": "zero"}),
+                           (dict(refine="rfm"), {"loss.empty": "zero"})):
+        cfg = preset("voc", "plus", **replaced)
+        check_seams(cfg)
+        assert dict(cfg.options) == left
+    assert "refine.boxes" not in dict(preset("coco", "plus", refine="rfm").options)
+
+def test_a_checkpoint_brings_its_second_backbone_to_every_command(root, tmp_path):
+    train_classifier(tmp_path/"classifier", 16, n_pictures=8, bs=8, horizon=16, cool=8, workers=1)
+    weights = tmp_path/"classifier"/"classifier.safetensors"
+    cfg = preset("scenes", "plus", **SMALL, **{"model.second": "classifier"})
+    save_model(tmp_path/"model.safetensors", build("tiny", cfg, second_weights=str(weights)))
+    weights = weights.rename(tmp_path/"elsewhere.safetensors")
+    words = ["pseudo", str(root), "--train-split", "val", "--clip", "tiny", "--device", "cpu",
+             "--out", str(tmp_path/"labels"), "--checkpoint", str(tmp_path/"model.safetensors"),
+             "--second-weights", str(weights)]
+    assert main(words) == 0
+    assert len(list((tmp_path/"labels").glob("*.png"))) == 2
 
 def test_another_second_backbone_is_not_resumed(root, tmp_path):
     run(scenes_model("tiny"), root, tmp_path, on_step=None)

@@ -1,16 +1,20 @@
 """Functions of one's own in the five places of a training step: trained, kept, resumed, refused where unknown."""
 import importlib, json, os, shutil, subprocess, sys
+from dataclasses import replace
 import pytest, torch
 from safetensors import safe_open
 from weclip.method.config import Config, preset
 from weclip.method.par import pseudo_labels
 from weclip.method.seams import PLACES, check_seams, foreign, register, registered
 from weclip.method import seams
+from weclip.method.decoder import Decoder
+from weclip.method.model import WeCLIP
 from weclip.data.voc import open_data
-from weclip.engine.weights import build, load_model
+from weclip.engine.weights import build, load_model, save_model
 from weclip.engine.cache import cache_files
 from weclip.engine.train import train
 from weclip.world.scenes import write_scenes
+from weclip.lab.compare import _one_run
 from weclip.cli import main
 
 PLUGIN = '''
@@ -154,6 +158,31 @@ def test_options_are_told_apart_on_disk(root, run):
     other = files(cam="middle")
     sharper = files(cam="middle", **{"cam.sharpness": 9.})
     assert other["tokens"] == plain["tokens"] and len({x["cam"] for x in (plain, other, sharper)}) == 3
+
+@register("model", "shallow")
+def shallow(clip, text_fg, text_bg, classes, cfg, decoder=None):
+    "Whatever the settings say, it reads three blocks."
+    decoder = decoder or Decoder(width=clip.width, n_feats=3, n_classes=classes.n_classes, d=cfg.d, layers=cfg.layers,
+                                 heads=cfg.heads)
+    return WeCLIP(clip, text_fg, text_bg, classes, replace(cfg, n_feats=3), decoder)
+
+def test_a_model_of_ones_own_comes_back_from_its_file(tmp_path):
+    model = build("tiny", preset("scenes", model="shallow"))
+    model.cfg = replace(model.cfg, n_feats=11)
+    save_model(tmp_path/"model.safetensors", model)
+    again = load_model(tmp_path/"model.safetensors")
+    assert all(a.equal(b) for a, b in zip(again.decoder.parameters(), model.decoder.parameters(), strict=True))
+
+def test_a_comparison_names_a_function_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="cam: expected one of"):
+        _one_run(preset("scenes", cam="nobody"), tmp_path, tmp_path, False)
+
+def test_a_comparison_knows_the_successors(root, tmp_path):
+    "In a process that has imported none of them."
+    code = ("from pathlib import Path; from weclip.lab.compare import _one_run, compare_config\n"
+            "cfg = compare_config(dict(cam='surgery', bs=2), 1, 2)\n"
+            f"print(_one_run(cfg, Path({str(root)!r}), Path({str(tmp_path)!r}), False))")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 def test_every_default_is_registered_and_of_the_method():
     cfg = Config()

@@ -53,6 +53,11 @@ def test_is_the_cross_entropy_of_the_prediction():
         torch.testing.assert_close(losses.seg, torch.nn.functional.cross_entropy(up, batch.lbl))
         assert losses.seg.equal(seg_loss_ce(up, batch.lbl)), n_feats
 
+def test_functions_that_only_tags_need_are_refused():
+    assert loss_for(preset("scenes", supervised=True)) is supervised_loss
+    with pytest.raises(ValueError, match="expected no function that only tags need, got .'cam=surgery', 'loss=plus'."):
+        loss_for(preset("scenes", supervised=True, cam="surgery", loss="plus"))
+
 def test_unlabelled_pixels_carry_no_gradient():
     model = toy().eval()
     batch = random_batch()

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 from ..machine import in_words
 from ..method.config import Config, one_of, preset
-from ..method.classes import ClassSet
+from ..method.classes import IGNORE_INDEX, ClassSet
 from ..method.clip import FrozenCLIP, block_forward, patches
 from ..method.decoder import Decoder, plain_fuse, plain_head
 from ..method.cam import Cams
@@ -145,6 +145,11 @@ def load_second(name:str,  # of `SCENES`, or timm's name of a plain ViT
                 weights="" # file or state dict; "": downloaded by timm; "random": untrained, seeded
     ):                     # timm's VisionTransformer, or a FrozenCLIP
     "A tower by its name; refused where it has no plain patch tokens."
+    with torch.random.fork_rng(devices=[]):  # the decoder's first weights do not depend on it
+        return _second_tower(name, weights)
+
+def _second_tower(name:str, weights): # VisionTransformer or FrozenCLIP
+    "It may draw random numbers."
     if name == "tiny": return FrozenCLIP(tiny_clip())
     if name == "classifier":
         if not weights:
@@ -161,9 +166,8 @@ def load_second(name:str,  # of `SCENES`, or timm's name of a plain ViT
 
 def _new_vit(name, pretrained): # VisionTransformer
     "timm's model, seeded, if it is a plain ViT."
-    with torch.random.fork_rng(devices=[]):  # the decoder's first weights do not depend on it
-        torch.manual_seed(0)
-        vit = timm.create_model(name, num_classes=0)
+    torch.manual_seed(0)
+    vit = timm.create_model(name, num_classes=0)
     odd = not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.pos_embed is None
     if odd or not isinstance(getattr(vit.patch_embed, "proj", None), nn.Conv2d):
         raise ValueError(f"second: expected a plain ViT with a class token and learned positions, got {name} "
@@ -319,7 +323,8 @@ def skip_cam(model,          # a `WeCLIP`
     "GradCAM of the last block on the output of an earlier one, WeCLIP+ on VOC."
     if not 0 <= skip < len(tokens):
         raise ValueError(f"cam.skip: expected 0 to {len(tokens) - 1} blocks of {len(tokens) + 1}, got {skip}")
-    return paper_cam(model, tokens[:len(tokens) - skip], grid, img_idx, tag_idx, most)
+    cams = paper_cam(model, tokens[:len(tokens) - skip], grid, img_idx, tag_idx, most)
+    return cams._replace(out=None) if skip else cams  # what the last block gives without its input is no token
 
 # %% ../../nbs/8_beyond/04_plus.ipynb #e9224055
 class CrossLosses(NamedTuple):
@@ -352,7 +357,8 @@ def plus2_loss(model,             # a `WeCLIPPlus`
                          'loss="plus" is the same without the cross loss')
     base = plus_loss(model, out, i, whole, dice=dice, dice_over=dice_over, dice_ignored=dice_ignored,
                      self_labels=self_labels, self_thr=self_thr, self_from=self_from, self_within=self_within)
-    both = cross_loss(out.logits_clip, out.logits_second, out.pseudo.shape[-2:], whole, empty)
+    both = cross_loss(out.logits_clip, out.logits_second, out.pseudo.shape[-2:], whole, empty,
+                      ignored=out.pseudo == IGNORE_INDEX)
     return CrossLosses(base.total + cross*both, base.seg, base.aff, both, base.dice)
 
 # %% ../../nbs/8_beyond/04_plus.ipynb #8ccb301a
@@ -479,4 +485,5 @@ def load_released_plus(clip,          # OpenAI-format state dict, or a path to o
                          f"got a checkpoint of {n_classes}")
     name = dinov2_name(second if isinstance(second, dict) else read_weights(second))
     cfg = replace(cfg, d=found.conv.out_features, layers=len(found.phi))
-    return build(clip, cfg, classes, decoder=found, second=FrozenSecond(name, second)).eval()
+    positions = dict(cfg.options).get("model.positions", "dinov2")
+    return build(clip, cfg, classes, decoder=found, second=FrozenSecond(name, second, positions)).eval()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
 from ..method.config import one_of
+from ..method.classes import IGNORE_INDEX
 from ..method.decoder import recompute
 from weclip.method.rfm import (
     SQUARE, box_mask, disagreement, gate, gated_mean, plain_boxes, plain_transition, refine_cam, refining_map,
@@ -158,14 +159,18 @@ def cross_loss(logits_a:Tensor,   # class scores of one head, (B, C, h, w)
                logits_b:Tensor,   # of the other
                size:tuple,        # (H, W), pixels of the labels
                whole=local_count, # count of this process -> count of the whole batch
-               empty:str="nan"    # a side without pixels makes the loss "nan", as released, or counts as "zero"
+               empty:str="nan",   # a side without pixels makes the loss "nan", as released, or counts as "zero"
+               ignored:Tensor=None # pixels that nobody learns from, (B, H, W) bool; None: all count
     )->Tensor:                    # scalar
     "Each head learns from what the other would predict, both directions summed; WeCLIP+."
     one_of(empty, ("nan", "zero"), "value of an empty side")
     def learn(logits, lbl):
+        if ignored is not None:
+            lbl = lbl.masked_fill(ignored, IGNORE_INDEX)
         loss = seg_loss_balanced(logits, lbl, whole=whole)
         if empty == "zero": return loss
-        is_empty = (whole((lbl == 0).sum()) == 0) | (whole((lbl != 0).sum()) == 0)
+        is_fg = (lbl != 0) & (lbl != IGNORE_INDEX)
+        is_empty = (whole((lbl == 0).sum()) == 0) | (whole(is_fg.sum()) == 0)
         return loss + torch.zeros_like(loss).masked_fill(is_empty, torch.nan)
     return learn(logits_a, hard_label(logits_b, size)) + learn(logits_b, hard_label(logits_a, size))
 

@@ -160,9 +160,10 @@ def excel_refine(model,         # a `WeCLIP`: its settings are read
                  blocks:int=5   # last blocks, whose attention counts by the sum over the heads
     )->Tensor:                  # (K, h, w)
     "M_f, Eqs. (5)-(8), with attention maps that are sums over the heads in the last blocks; ExCEL."
+    if blocks < 1: raise ValueError(f"refine.blocks: expected at least 1, got {blocks}")
     heads = frozen.attn.new_ones(frozen.attn.shape[1], 1, 1)
     heads[-blocks:] = model.clip.heads
     return paper_refine(model, frozen._replace(attn=heads*frozen.attn), aff, logits, dynamic, most)
 
 EXCEL = dict(cam="surgery", affinity="cosine", refine="excel", box_thr=.79, n_static=6, n_dynamic=6,
-             switch=14_000, n_feats=12, lr=1e-3)  # on VOC
+             switch=14_000, n_feats=12, lr=1e-3, crf_pos=(1, 3), crf_bi=(67, 3, 4))  # on VOC

@@ -284,8 +284,8 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
         say(f"{out}: the training is finished ({cfg.iters} of {cfg.iters} iterations); it is scored again")
     out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split, regions=regions), limit)
-    for split in {s.split for s in scores} - set(blind):  # what is scored after the training is looked at before it
-        check_set(_open(model, root, split, limit))
+    shown = val_split if sheet and not cfg.supervised else None
+    _check_scored(model, root, scores, blind, shown, limit, regions)
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
     readers = _readers(model, data, workers)
@@ -295,7 +295,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     save_model(out/"model.safetensors", model, backbone)
     found = _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache, regions)
     val = _open(model, root, val_split, limit, with_masks=False)
-    if sheet and not cfg.supervised:
+    if shown:
         labelled = _open(model, root, val_split, tags_from="auto", regions=regions)
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
     facts |= dict(n_train=len(data), n_val=len(val), val_split=val_split, blind=list(blind), scores=found)
@@ -328,6 +328,13 @@ def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, seen:dict)->
     about = about_run(model.cfg, (time.time() - start)/60, next(model.parameters()).device)
     write_json(out/"results.json", {**about, **facts})
     report_progress(out, "done", model.cfg.iters, model.cfg.iters, **seen)
+
+def _check_scored(model, root, scores, blind, shown, limit, regions)->None:
+    "Look before a training at what is scored or shown after it: labels need tags, and regions if they vote in them."
+    with_labels = {shown, *(s.split for s in scores if s.mode in STAGES)}
+    for split in {s.split for s in scores} - set(blind):
+        needed = dict(tags_from="auto", regions=regions) if split in with_labels else {}
+        check_set(_open(model, root, split, limit, **needed))
 
 def _score_all(model, root, out, scores, blind, workers, limit, seen, say, cache, regions)->list:
     "Pass by pass, a record of score and numbers each; splits without masks are packed."

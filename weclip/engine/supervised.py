@@ -26,4 +26,9 @@ def supervised_loss(model:WeCLIP,      # in training mode
 def loss_for(cfg:Config # `supervised` is read
     ):                  # a function (model, batch, i, whole) -> (Losses, Output)
     "What `cfg` trains with: masks, or tags."
-    return supervised_loss if cfg.supervised else weak_loss
+    if not cfg.supervised: return weak_loss
+    places = ("cam", "affinity", "labels", "loss")
+    idle = [f"{place}={getattr(cfg, place)}" for place in places if getattr(cfg, place) != getattr(Config, place)]
+    if idle:
+        raise ValueError(f"supervised: masks are learnt from; expected no function that only tags need, got {idle}")
+    return supervised_loss

@@ -381,10 +381,11 @@ def _rebuilt(about:dict, state:dict, path)->tuple: # (ClassSet, Config, backbone
     try:
         classes = ClassSet(**about["classes"])
         cfg = from_dict(about["config"])
-        n_read = cfg.n_feats if cfg.model == Config.model else 1  # with a second backbone: the last of them
-        want = dict(d=cfg.d, layers=cfg.layers, n_feats=n_read, classes=classes.n_classes)
-        got = dict(d=len(state["conv.bias"]), layers=_count(state, "phi."), n_feats=_count(state, "mlps."),
-                   classes=len(state["pred.bias"]))
+        want = dict(d=cfg.d, layers=cfg.layers, classes=classes.n_classes)
+        got = dict(d=len(state["conv.bias"]), layers=_count(state, "phi."), classes=len(state["pred.bias"]))
+        if cfg.model == Config.model:  # others may read as many blocks as they like
+            want["n_feats"] = cfg.n_feats
+            got["n_feats"] = _count(state, "mlps.")
         if want != got: raise ValueError(f"it tells of {want}, its weights are {got}")
         return classes, cfg, str(about["backbone"]), about["fingerprint"]
     except (KeyError, TypeError, ValueError, AttributeError) as e:

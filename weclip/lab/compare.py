@@ -12,7 +12,7 @@ import hashlib, json, time
 from tqdm.auto import tqdm
 from ..machine import cache_dir, code_digest, write_json
 from ..method.config import Config, preset, run_name
-from ..method.seams import sources
+from ..method.seams import check_seams, sources
 from ..world.scenes import write_scenes
 from ..engine.weights import build
 from ..engine.train import train
@@ -54,6 +54,7 @@ def compare(rows:dict,         # name -> settings, e.g. {"paper": {}, "mine": di
 
 def _one_run(cfg:Config, root:Path, out:Path, progress:bool)->dict: # column -> number
     "Scores of a run, trained unless they are there."
+    check_seams(cfg)
     facts = [run_name(cfg), code_digest(), sources(cfg), root.name]
     folder = out/hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     path = folder/"scores.json"
@@ -103,7 +104,8 @@ def difference_table(runs:list,       # of `compare`
             values = by_row(runs, column).get(name, {})
             line.append(f"{fmean(values.values()):.1f}" if values else "")
             more = differences(runs, first, column).get(name) if values else None
-            line.append(f"{more.mean:+.1f} [{more.low:+.1f}, {more.high:+.1f}]" if more else "")
+            has_ends = more and more.seeds > 1
+            line.append(f"{more.mean:+.1f}" + f" [{more.low:+.1f}, {more.high:+.1f}]"*has_ends if more else "")
         lines.append(line)
     return number_table(head, lines)
 

@@ -161,8 +161,15 @@ def preset(profile:str="voc",     # data set: voc | coco | own | scenes | scenes
     merged = {**PROFILES[profile], **RECIPES[recipe]}
     if profile == "coco":
         merged |= ON_COCO.get(recipe, {})
-    cfg = replace(fit_tower(Config(**merged), n_blocks, patch), **fields_given)
-    return replace(cfg, options=(*cfg.options, *options.items()))
+    usual = fit_tower(Config(**merged), n_blocks, patch)
+    cfg = replace(usual, **fields_given)
+    kept = [(name, value) for name, value in cfg.options if not _is_replaced(name, usual, cfg)]
+    return replace(cfg, options=(*kept, *options.items()))
+
+def _is_replaced(option:str, usual:Config, cfg:Config)->bool:
+    "Is it an option of a function that another one has taken the place of?"
+    place = option.partition(".")[0]
+    return getattr(usual, place, None) != getattr(cfg, place, None)
 
 def _split(settings:dict)->tuple: # (fields, options)
     "What is a field, and what has a dot in its name and so is an option of a seam's function."

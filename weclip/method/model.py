@@ -191,9 +191,11 @@ class WeCLIP(nn.Module):
         with torch.autocast(attn.device.type, enabled=False):
             found = seam(self.cfg, "cam")(self, tokens, grid, img_idx, tag_idx, most)
         cams = found if isinstance(found, Cams) else Cams(found)
-        if cams.out is None or cams.attn is None:
+        reads_out = self.cfg.n_feats == self.clip.n_blocks  # does the decoder read the last block?
+        lacks_out = reads_out and cams.out is None
+        if lacks_out or cams.attn is None:
             out, seen = block_forward(self.clip.blocks[-1], tokens[-1], need_attn=True)
-            cams = cams._replace(out=out, attn=seen)
+            cams = cams._replace(out=out, attn=seen if cams.attn is None else cams.attn)
         return cams._replace(attn=attn.copy_(cams.attn))
 
     @tf32_as_set

@@ -243,8 +243,10 @@ def open_source(data:str=None,           # folder in VOC2012 layout
     )->tuple:                            # (WeCLIP, SegData)
     "Model and pictures that a command names."
     check_source(data, images, tags)
-    cfg = _voting(config_of(images, clip, arch, **kwargs), masks)
     other = kwargs.get("second_weights")
+    if checkpoint:  # its own settings name the second backbone
+        kwargs |= dict(second=None, second_weights=None)
+    cfg = _voting(config_of(images, clip, arch, **kwargs), masks)
     model = open_model(checkpoint, clip, arch, classes, device, other) if checkpoint else None
     if model:
         model.cfg = _voting(model.cfg, masks)
