@@ -225,6 +225,18 @@ def test_a_page_that_is_run_leaves_the_exported_function_in_its_place(monkeypatc
     register("affinity", "of_cell", again)  # the cell is run once more
     assert seams._FUNCTIONS["affinity"]["of_cell"] is again
 
+def test_an_edited_page_takes_part_itself(monkeypatch):
+    monkeypatch.setitem(seams._FUNCTIONS, "affinity", dict(seams._FUNCTIONS["affinity"]))
+    exported = defined("weclip.beyond.page", "mine")
+    def edited(model, fu, frozen): return 2*fu
+    edited.__module__, edited.__qualname__ = "__main__", "mine"
+    for first, second in ((exported, edited), (edited, exported)):
+        seams._FUNCTIONS["affinity"].pop("of_page", None)
+        register("affinity", "of_page", first)
+        register("affinity", "of_page", second)
+        assert seams._FUNCTIONS["affinity"]["of_page"] is edited
+    assert "2*fu" in seams.sources(preset("scenes", affinity="of_page"))["affinity"]
+
 def test_a_change_in_what_a_function_calls_is_another_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(seams._FUNCTIONS, "affinity", dict(seams._FUNCTIONS["affinity"]))

@@ -46,17 +46,28 @@ def register(place:str,             # of `PLACES`
         raise ValueError(f"{place} {name!r}: expected a function of ({', '.join(PLACES[place])}), "
                          f"got one of {signature(function)}") from e
     there = _FUNCTIONS[place].setdefault(name, function)
-    if _is_page_of(there, function): return function
-    if origin(there) != origin(function) and not _is_page_of(function, there):
+    if _is_page_of(there, function):
+        if _is_edited(there, function): _FUNCTIONS[place][name] = function
+    elif _is_page_of(function, there):
+        if not _is_edited(function, there): _FUNCTIONS[place][name] = function
+    elif origin(there) == origin(function):
+        _FUNCTIONS[place][name] = function
+    else:
         raise ValueError(f"{place}: expected a new name, got {name!r}, which is taken by "
                          f"{'.'.join(origin(there))}")
-    _FUNCTIONS[place][name] = function
     return function
 
 def _is_page_of(exported:Callable, function:Callable)->bool:
     "Is it the package's own function, defined once more by the page that it was exported from?"
     module, name = origin(exported)
     return module.startswith(PACKAGE) and origin(function) == ("__main__", name)
+
+def _is_edited(exported:Callable, function:Callable)->bool:
+    "Does the page say something else than the package? No for classes of a notebook, which keep no source."
+    try:
+        return getsource(function) != getsource(exported)
+    except (OSError, TypeError):
+        return False
 
 def origin(function:Callable # registered
     )->tuple:                # (module, name in it)
