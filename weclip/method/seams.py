@@ -61,7 +61,7 @@ def _is_page_of(exported:Callable, function:Callable)->bool:
     return module.startswith(PACKAGE) and origin(function) == ("__main__", name)
 
 def _page_or_export(a:Callable, b:Callable)->Callable:
-    "Of a page's function and the one exported from it: the latter, unless the page was edited since."
+    "Of a page's function and the one exported from it: the latter, unless the page was edited."
     page, exported = (a, b) if origin(a)[0] == "__main__" else (b, a)
     try:
         return exported if getsource(page) == getsource(exported) else page
