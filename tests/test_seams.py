@@ -229,7 +229,8 @@ def test_an_edited_page_takes_part_itself(monkeypatch):
     monkeypatch.setitem(seams._FUNCTIONS, "affinity", dict(seams._FUNCTIONS["affinity"]))
     exported = defined("weclip.beyond.page", "mine")
     def edited(model, fu, frozen): return 2*fu
-    edited.__module__, edited.__qualname__ = "__main__", "mine"
+    edited.__module__ = "__main__"
+    edited.__qualname__ = "mine"
     for first, second in ((exported, edited), (edited, exported)):
         seams._FUNCTIONS["affinity"].pop("of_page", None)
         register("affinity", "of_page", first)

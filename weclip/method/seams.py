@@ -46,12 +46,10 @@ def register(place:str,             # of `PLACES`
         raise ValueError(f"{place} {name!r}: expected a function of ({', '.join(PLACES[place])}), "
                          f"got one of {signature(function)}") from e
     there = _FUNCTIONS[place].setdefault(name, function)
-    if _is_page_of(there, function):
-        if _is_edited(there, function): _FUNCTIONS[place][name] = function
-    elif _is_page_of(function, there):
-        if not _is_edited(function, there): _FUNCTIONS[place][name] = function
-    elif origin(there) == origin(function):
+    if origin(there) == origin(function):
         _FUNCTIONS[place][name] = function
+    elif _is_page_of(there, function) or _is_page_of(function, there):
+        _FUNCTIONS[place][name] = _page_or_export(there, function)
     else:
         raise ValueError(f"{place}: expected a new name, got {name!r}, which is taken by "
                          f"{'.'.join(origin(there))}")
@@ -62,12 +60,13 @@ def _is_page_of(exported:Callable, function:Callable)->bool:
     module, name = origin(exported)
     return module.startswith(PACKAGE) and origin(function) == ("__main__", name)
 
-def _is_edited(exported:Callable, function:Callable)->bool:
-    "Does the page say something else than the package? No for classes of a notebook, which keep no source."
+def _page_or_export(a:Callable, b:Callable)->Callable:
+    "Of a page's function and the one exported from it: the latter, unless the page was edited."
+    page, exported = (a, b) if origin(a)[0] == "__main__" else (b, a)
     try:
-        return getsource(function) != getsource(exported)
-    except (OSError, TypeError):
-        return False
+        return exported if getsource(page) == getsource(exported) else page
+    except (OSError, TypeError):  # a class of a notebook keeps no source
+        return exported
 
 def origin(function:Callable # registered
     )->tuple:                # (module, name in it)
