@@ -59,11 +59,22 @@ def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     assert (facts["val_split"], facts["n_val"], facts["drop"]) == (first["split"], 4, 0) and first["settings"] == {}
     hub = ["hub", "--checkpoint", str(run/"model.safetensors"), "--results", str(tmp_path/"scores.json")]
     assert main([*hub, "--out", str(tmp_path/"model")]) == 0
-    assert f"| scales + flip + DenseCRF | {100*miou['crf']:.1f} |" in (tmp_path/"model"/"README.md").read_text()
+    card = (tmp_path/"model"/"README.md").read_text()
+    assert f"| scales + flip + DenseCRF | {100*miou['crf']:.1f} |" in card
+    assert "Of 4 pictures, the list val." in card and "split: val" in card
     crf, = (line for line in out.splitlines() if "DenseCRF" in line)
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in out
     for p in (run/"masks"/"crf").iterdir():
         assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
+
+def test_a_card_tells_which_pictures_were_scored_and_how(root, run, tmp_path):
+    args = ["--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["evaluate", str(root), *args, "--val-split", "train", "--drop", ".5"]) == 0
+    hub = ["hub", "--checkpoint", str(run/"model.safetensors"), "--results", str(tmp_path/"scores.json")]
+    assert main([*hub, "--out", str(tmp_path/"model")]) == 0
+    card = (tmp_path/"model"/"README.md").read_text()
+    assert "the list train." in card and "split: train" in card
+    assert "| scales + flip + DenseCRF, without labels below 0.5 of the strongest |" in card
 
 @pytest.fixture
 def spoilt(root, tmp_path):
