@@ -236,12 +236,13 @@ def open_training(model:WeCLIP,    # its settings and classes are read
                   root,            # VOC2012 folder
                   split,           # name of a list of pictures
                   tags_from="auto", # where tags are read, as `open_data` takes it; not used if supervised
-                  regions=None     # folder of regions without a class, as `open_data` takes it
+                  regions=None,    # folder of regions without a class, as `open_data` takes it
+                  strict=False     # refuse pictures without a tag instead of leaving them out
     )->SegData:                    # random crops
     "The training set as the model's settings want it, every file decoded once: with tags, or masks if supervised."
     c = model.cfg
     data = open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
-                     regions=regions, crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm,
+                     regions=regions, strict=strict, crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm,
                      palette=model.classes.palette())
     check_set(data)
     return data
