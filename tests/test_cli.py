@@ -100,13 +100,16 @@ def test_label_maps_replace_no_picture_and_no_mask(root, tmp_path, capsys):
 
 def test_label_maps_of_a_trained_model_follow_set(root, run, tmp_path, capsys):
     "Everything but --checkpoint was read, checked and thrown away: box_thr had no effect on the label maps."
-    args = ["pseudo", str(root), "--train-split", "train", "--checkpoint", str(run/"model.safetensors"), "--device", "cpu"]
+    model = str(run/"model.safetensors")
+    args = ["pseudo", str(root), "--train-split", "train", "--checkpoint", model, "--device", "cpu"]
     assert main([*args, "--out", str(tmp_path/"a")]) == 0  # the CLIP is the one that is noted
     assert main([*args, "--out", str(tmp_path/"b"), "--set", "refine=none", "par_iters=1"]) == 0
     maps = [[p.read_bytes() for p in sorted((tmp_path/out).iterdir())] for out in "ab"]
     assert len(maps[0]) == len(maps[1]) and maps[0] != maps[1]
-    for odd, says in ((["--set", "d=32"], "expected a setting of the labels"), (["--recipe", "paper"], "expected no --profile"),
-                      (["--profile", "coco"], "expected no --profile"), (["--set", "affinity=mine"], "expected one of")):
+    for odd, says in ((["--set", "d=32"], "expected a setting of the labels"),
+                      (["--recipe", "paper"], "expected no --profile"),
+                      (["--profile", "coco"], "expected no --profile"),
+                      (["--set", "affinity=mine"], "expected one of")):
         assert main([*args, "--out", str(tmp_path/"c"), *odd]) == 2
         assert says in capsys.readouterr().err
 

@@ -285,14 +285,12 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder = Path(folder)
     steps = samples//bs
-    cool = samples//2 if cool is None else cool
-    if steps and cool//bs >= steps:
-        raise ValueError(f"cool: expected fewer than the {samples} samples of the run, got {cool}")
     about = dict(seed=seed, n_pictures=n_pictures, bs=bs, model=new.__name__)
     data = pretraining_set(folder/"pictures", n_pictures, seed, workers)
     model = new(seed).to(device)
     opts = optimisers(model)
-    def rate(i): return schedule(i, steps, max(horizon, samples)//bs, cool//bs)
+    cool = _cool_down(samples, cool, bs)
+    def rate(i): return schedule(i, steps, max(horizon, samples)//bs, cool)
     parts = [*opts, *(torch.optim.lr_scheduler.LambdaLR(opt, rate) for opt in opts)]
     first = _resume(folder/"checkpoint.pt", model, parts, about)
     few_patches = open_clip.transformer.PatchDropout(1 - 56/196)
@@ -314,6 +312,12 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
             bar.set_postfix(loss=round(now.item(), 4))
     model.visual.patch_dropout = nn.Identity()
     return model.eval()
+
+def _cool_down(samples, cool, bs)->int: # step at which it begins
+    cool = samples//2 if cool is None else cool
+    if samples and cool//bs >= samples//bs:
+        raise ValueError(f"cool: expected fewer than the {samples} samples of the run, got {cool}")
+    return cool//bs
 
 def _resume(path:Path, model, parts, about:dict)->int:
     "Steps done, 0 without a checkpoint; loads it into the model, its optimisers and their schedules."
