@@ -1,6 +1,7 @@
 """Frozen features on disk: the same learning and the same scores, computed once, all or nothing."""
 import numpy as np, pytest, torch
 import weclip.engine.cache as c
+from weclip.method import seams
 from weclip.method.config import preset
 from weclip.data.voc import batches, open_data
 from weclip.world.scenes import write_scenes
@@ -66,6 +67,38 @@ def test_a_stopped_filling_leaves_nothing(root, tmp_path, monkeypatch):
     assert not [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"]
     kept = FrozenCache(tmp_path, m, training_set(root, m), progress=False)
     assert kept.arrays["tokens"].shape[0] == 36 and np.isfinite(kept.arrays["cam"]).all() and len(calls) == 4
+
+def test_other_code_is_another_file(root, tmp_path, monkeypatch):
+    "A changed CAM was trained on the old one's files: only settings named them."
+    m = model()
+    data = training_set(root, m)
+    before = cache_files(tmp_path, m, data)
+    assert cache_files(tmp_path, m, data) == before
+    def edited(*args): return seams.paper_cam(*args)
+    edited.__module__ = "__main__"  # a page that was edited, whose function takes part
+    with monkeypatch.context() as patch:
+        patch.setitem(seams._FUNCTIONS["cam"], "gradcam", edited)
+        after = cache_files(tmp_path, m, data)
+        assert after["cam"] != before["cam"] and after["tokens"] == before["tokens"]
+    monkeypatch.setattr(c, "feature_digest", lambda: "of other code")
+    assert not set(cache_files(tmp_path, m, data).values()) & set(before.values())
+    tokens = KeptTokens(tmp_path, m).folder
+    monkeypatch.undo()
+    assert KeptTokens(tmp_path, m).folder != tokens
+
+def test_complete_features_may_lie_where_nobody_may_write(root, tmp_path, monkeypatch):
+    m = model()
+    data = training_set(root, m)
+    FrozenCache(tmp_path, m, data, progress=False)
+    monkeypatch.setattr(c, "FileLock", refuse)
+    assert set(FrozenCache(tmp_path, m, data, progress=False).arrays) >= {"tokens", "cam"}
+
+def test_regions_written_again_in_a_folder_are_seen(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path/name).write_bytes(b"1")
+    before = c._stamps(tmp_path)
+    (tmp_path/"b.png").write_bytes(b"12")
+    assert c._stamps(tmp_path) != before and len(before) == 2 and c._stamps(tmp_path/"a.png") == before[:1]
 
 def test_without_fixed_crops_there_is_nothing_to_keep(root, tmp_path):
     m = model(views=0)

@@ -7,8 +7,10 @@ from safetensors.torch import save_file
 
 from weclip.method.decoder import Decoder
 from weclip.data.voc import read_onehot
+from weclip.engine import weights
 from weclip.engine.weights import (
-    decoder_from_official, load_clip, load_model, load_released, read_model, read_weights, save_model)
+    build, decoder_from_official, describe, frozen_weights, has_encoder, load_clip,
+    load_model, load_released, read_model, read_weights, save_model, write_model)
 from weclip.engine.train import load_checkpoint, optimiser, save_checkpoint
 from weclip.speed.bench import TINY, inputs
 
@@ -115,8 +117,9 @@ def test_archives_are_not_run(tmp_path):
 def test_a_traced_clip_is_read_as_published(tmp_path, monkeypatch):
     "OpenAI publishes a traced model, with its mask as a tensor that is no weight; nobody else's archive is opened."
     torch.manual_seed(0)
-    clip = open_clip.CLIP(**TINY).eval()
-    (tmp_path/"tiny-traced.json").write_text(json.dumps(TINY))
+    as_theirs = dict(TINY, quick_gelu=True)
+    clip = open_clip.CLIP(**as_theirs).eval()
+    (tmp_path/"tiny-traced.json").write_text(json.dumps(as_theirs))
     open_clip.add_model_config(tmp_path/"tiny-traced.json")
     example = torch.randn(1, 3, 32, 32), torch.randint(0, 9, (1, 8))
     torch.jit.trace(clip, example, check_trace=False).save(tmp_path/"clip.pt")
@@ -303,3 +306,38 @@ def test_released_weights_that_do_not_fit_are_named():
         if says not in (told or ""):
             wrong.append((says, told))
     assert not wrong
+
+def test_a_fingerprint_is_of_all_weights_and_the_activation():
+    "It was of three tensors: an encoder fine-tuned in its attention passed for the original."
+    model = build("tiny")
+    mark = frozen_weights(model)
+    old = frozen_weights(model, former=True)
+    assert has_encoder(model, mark) and has_encoder(model, old) and mark != old
+    with torch.no_grad():
+        model.clip.blocks[3].attn.in_proj_weight[0, 0] += 1
+    assert not has_encoder(model, mark) and has_encoder(model, old)
+    with torch.no_grad():
+        model.clip.blocks[3].attn.in_proj_weight[0, 0] -= 1
+    assert frozen_weights(build("tiny")) == mark
+    other = build("tiny")
+    for block in other.clip.blocks:
+        block.mlp.gelu = torch.nn.GELU()
+    assert frozen_weights(other) != mark
+
+def test_a_model_of_version_02_is_opened(tmp_path):
+    model = build("tiny")
+    about = dict(describe(model), fingerprint=frozen_weights(model, former=True))
+    write_model(tmp_path/"model.safetensors", about, model.decoder.state_dict())
+    assert load_model(tmp_path/"model.safetensors").logits(torch.zeros(1, 3, 64, 64)).isfinite().all()
+    write_model(tmp_path/"model.safetensors", dict(about, fingerprint="0"*12), model.decoder.state_dict())
+    with pytest.raises(ValueError, match="expected the backbone tiny"):
+        load_model(tmp_path/"model.safetensors")
+
+def test_openais_file_is_not_read_with_the_other_activation(tmp_path, monkeypatch):
+    (tmp_path/"clip.pt").write_bytes(b"")
+    monkeypatch.setattr(weights, "read_weights", lambda path: {})
+    monkeypatch.setattr(weights, "_is_published", lambda path: True)
+    with pytest.raises(ValueError, match="expected ViT-B-16-quickgelu"):
+        weights.load_clip(tmp_path/"clip.pt", "ViT-B-16")
+    with pytest.raises(ValueError, match="another architecture"):  # the right one goes on to its tensors
+        weights.load_clip(tmp_path/"clip.pt", "ViT-B-16-quickgelu")

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from weclip.data.pictures import read_mask, save_mask
 from weclip.world.scenes import write_scenes
-from weclip.cli import COMMANDS, main
+from weclip.cli import COMMANDS, main, read_arguments
 
 FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
 TINY = ["--profile", "scenes", "--clip", "tiny"]
@@ -59,11 +59,89 @@ def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     assert (facts["val_split"], facts["n_val"], facts["drop"]) == (first["split"], 4, 0) and first["settings"] == {}
     hub = ["hub", "--checkpoint", str(run/"model.safetensors"), "--results", str(tmp_path/"scores.json")]
     assert main([*hub, "--out", str(tmp_path/"model")]) == 0
-    assert f"| scales + flip + DenseCRF | {100*miou['crf']:.1f} |" in (tmp_path/"model"/"README.md").read_text()
+    card = (tmp_path/"model"/"README.md").read_text()
+    assert f"| scales + flip + DenseCRF | {100*miou['crf']:.1f} |" in card
+    assert "Of 4 pictures, the list val." in card and "split: val" in card
     crf, = (line for line in out.splitlines() if "DenseCRF" in line)
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in out
     for p in (run/"masks"/"crf").iterdir():
         assert p.read_bytes() == (tmp_path/"masks"/"crf"/p.name).read_bytes()
+
+def test_a_card_tells_which_pictures_were_scored_and_how(root, run, tmp_path):
+    args = ["--checkpoint", str(run/"model.safetensors"), "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["evaluate", str(root), *args, "--val-split", "train", "--drop", ".5"]) == 0
+    hub = ["hub", "--checkpoint", str(run/"model.safetensors"), "--results", str(tmp_path/"scores.json")]
+    assert main([*hub, "--out", str(tmp_path/"model")]) == 0
+    card = (tmp_path/"model"/"README.md").read_text()
+    assert "the list train." in card and "split: train" in card
+    assert "| scales + flip + DenseCRF, without labels below 0.5 of the strongest |" in card
+
+def bytes_of(folder): return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+def test_label_maps_replace_no_picture_and_no_mask(root, tmp_path, capsys):
+    "pseudo --images p --out p wrote label maps over pictures that were PNGs, and over VOC's own masks."
+    shutil.copytree(root, tmp_path/"voc")
+    (tmp_path/"p").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path/"p"/"a.png")
+    (tmp_path/"tags.csv").write_text("a.png,car\n")
+    own = ["pseudo", "--images", str(tmp_path/"p"), "--tags", str(tmp_path/"tags.csv"), "--clip", "tiny"]
+    voc = ["pseudo", str(tmp_path/"voc"), "--train-split", "train", *TINY]
+    regions = tmp_path/"voc"/"SegmentationClassAug"
+    before = bytes_of(tmp_path)
+    for args, out in ((own, tmp_path/"p"), (voc, regions), ([*voc, "--masks", str(tmp_path/"q")], tmp_path/"q")):
+        (tmp_path/"q").mkdir(exist_ok=True)
+        assert main([*args, "--out", str(out), "--device", "cpu"]) == 2
+        err = capsys.readouterr().err
+        assert "name another folder" in err or "expected" in err
+        assert bytes_of(tmp_path) == before
+    listed = str(tmp_path/"voc"/"ImageSets"/"Segmentation"/"train.txt")
+    assert main(["predict", listed, "--out", str(regions), "--no-crf", "--device", "cpu"]) == 2
+    assert "holds the data's own masks" in capsys.readouterr().err and bytes_of(tmp_path) == before
+
+def test_label_maps_of_a_trained_model_follow_set(root, run, tmp_path, capsys):
+    "Everything but --checkpoint was read, checked and thrown away: box_thr had no effect on the label maps."
+    model = str(run/"model.safetensors")
+    args = ["pseudo", str(root), "--train-split", "train", "--checkpoint", model, "--device", "cpu"]
+    assert main([*args, "--out", str(tmp_path/"a")]) == 0  # the CLIP is the one that is noted
+    assert main([*args, "--out", str(tmp_path/"b"), "--set", "refine=none", "par_iters=1"]) == 0
+    maps = [[p.read_bytes() for p in sorted((tmp_path/out).iterdir())] for out in "ab"]
+    assert len(maps[0]) == len(maps[1]) and maps[0] != maps[1]
+    for odd, says in ((["--set", "d=32"], "expected a setting of the labels"),
+                      (["--recipe", "paper"], "expected no --profile"),
+                      (["--profile", "coco"], "expected no --profile"),
+                      (["--set", "affinity=mine"], "expected one of")):
+        assert main([*args, "--out", str(tmp_path/"c"), *odd]) == 2
+        assert says in capsys.readouterr().err
+
+def test_options_that_would_do_nothing_are_refused(root, tmp_path, capsys):
+    own = ["train", "--images", str(root/"JPEGImages"), "--tags", "folders", "--clip", "tiny"]
+    for args, says in ((["demo", "--recipe", "paper"], "--recipe: expected --data"),
+                       (["demo", "--clip", "openai"], "--clip: expected --data"),
+                       ([*own, "--tags-from", "xml"], "expected a folder in VOC2012 layout"),
+                       ([*own, "--train-split", "train"], "expected a folder in VOC2012 layout")):
+        assert main([*args, "--out", str(tmp_path/"run")]) == 2
+        assert says in capsys.readouterr().err and not (tmp_path/"run").exists()
+
+def test_strict_refuses_pictures_without_tags_of_either_kind_of_data(root, tmp_path, capsys):
+    shutil.copytree(root, tmp_path/"voc")
+    tags = tmp_path/"voc"/"ImageSets"/"Segmentation"/"tags.json"
+    facts = json.loads(tags.read_text())
+    facts[next(name for name in facts if name.startswith("train"))] = []
+    tags.write_text(json.dumps(facts))
+    for command in ("train", "inspect", "pseudo"):
+        args = [command, str(tmp_path/"voc"), "--train-split", "train", *TINY, "--out", str(tmp_path/command)]
+        assert main([*args, "--strict"]) == 2
+        assert "tag" in capsys.readouterr().err
+
+def test_an_option_given_twice_counts_twice_and_none_is_guessed(capsys):
+    words = ["data", "--out", "o", "--set", "lr=1e-3", "--set", "switch=0", "bs=2"]
+    assert read_arguments("train", words)["set"] == ["lr=1e-3", "switch=0", "bs=2"]
+    assert read_arguments("predict", ["a.jpg", "--out", "o"])["format"] == ("png",)
+    twice = ["a.jpg", "--out", "o", "--format", "coco", "--format", "polygons"]
+    assert read_arguments("predict", twice)["format"] == ["coco", "polygons"]
+    with pytest.raises(SystemExit):
+        read_arguments("tables", ["table4", "--seed", "2"])
+    assert "unrecognized arguments: --seed 2" in capsys.readouterr().err
 
 @pytest.fixture
 def spoilt(root, tmp_path):

@@ -177,6 +177,13 @@ def test_deep_pillow_images_are_not_white():
     with pytest.raises(ValueError, match="no known range"):
         as_rgb(Image.fromarray(deep.astype(np.float32)))
 
+def test_transparency_is_white_in_a_pillow_image_as_in_a_file(tmp_path):
+    for mode, fill in (("RGBA", (200, 0, 0, 0)), ("LA", (9, 0)), ("RGBA", (200, 0, 0, 128))):
+        image = Image.new(mode, (5, 4), fill)
+        image.save(tmp_path/"a.png")
+        assert (as_rgb(image) == as_rgb(tmp_path/"a.png")).all()
+    assert (as_rgb(Image.new("RGBA", (5, 4), (200, 0, 0, 0))) == 255).all()
+
 def test_single_without_scale_one():
     data = [(k, p, np.indices(p.shape[:2]).sum(0) % 3) for k, p in pictures(3)]  # every class, or IoU is NaN
     def single(scales): return evaluate(Toy(scales=scales), data, modes=("single", "ms"), progress=False)["single"]

@@ -12,7 +12,10 @@ from weclip.method.config import preset
 from weclip.method.classes import ClassSet
 from weclip.world.scenes import draw_scene
 from weclip.use.outputs import FORMATS, coco_annotations, geojson, polygons, writer
-from weclip.use.segmentation import Segmentation, cached_model, predict, predict_many, read_ahead
+from weclip.engine.weights import load_model
+from weclip.use.hub import save_pretrained
+from weclip.use.segmentation import (
+    SHIPPED, Segmentation, cached_model, open_checkpoint, predict, predict_many, read_ahead)
 from weclip.cli import main
 
 class Toy(torch.nn.Module):
@@ -445,12 +448,29 @@ def test_predict_takes_every_kind_of_picture(tmp_path):
     assert (toy == 1).all() and toy.names == ("background", "red", "blue") and toy.confidence.min() > .9
 
 def test_a_model_is_read_once_until_its_file_changes(tmp_path):
-    from weclip.use.segmentation import SHIPPED
     shutil.copy(SHIPPED, tmp_path/"model.safetensors")
     first = cached_model(tmp_path/"model.safetensors")
     assert cached_model(str(tmp_path/"model.safetensors")) is first
     os.utime(tmp_path/"model.safetensors", (1, 1))
     assert cached_model(tmp_path/"model.safetensors") is not first
+
+def test_a_folder_of_a_model_is_read_again_when_it_has_changed(tmp_path):
+    model = load_model(SHIPPED)
+    save_pretrained(model, tmp_path/"mine")
+    first = cached_model(tmp_path/"mine")
+    assert cached_model(tmp_path/"mine") is first
+    for p in model.decoder.parameters():
+        p.data.mul_(.5)
+    save_pretrained(model, tmp_path/"mine")
+    again = cached_model(tmp_path/"mine")
+    assert again is not first and not learnt(again).equal(learnt(first)) and learnt(again).equal(learnt(model))
+
+def learnt(model): return torch.cat([p.detach().flatten().cpu() for p in model.decoder.parameters()])
+
+def test_authors_checkpoints_have_one_architecture():
+    for other in (dict(arch="ViT-L-14"), dict(second_weights="second.pt")):
+        with pytest.raises(ValueError, match="alone for a checkpoint of the authors"):
+            open_checkpoint("theirs.pth", **other)
 
 def test_drawn_scenes_with_the_shipped_decoder():
     "One object each; the shipped decoder finds it and names it."

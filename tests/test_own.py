@@ -13,8 +13,9 @@ from weclip.data.own import (
     rows_csv, stem, told)
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build, load_backbone, load_model, read_model, save_model, shared_texts, tokens_of
-from weclip.use.inspection import cam_sheets, inspect_set, survey
+from weclip.use.inspection import _worries_of_class, cam_sheets, inspect_set, survey
 from weclip.use.outputs import writer
+from weclip.use.segmentation import Segmentation
 from weclip.cli import main, read_arguments
 from weclip.use.commands import config_of, find_pictures, refuse_overwriting
 
@@ -517,11 +518,23 @@ class Still:
     def save(self, path): pass
 
 def test_the_writer_refuses_a_name_that_is_taken(tmp_path):
-    for names, confidence in ((("x.jpg", "x.png"), False), (("confidence/x.jpg", "x.jpg"), True)):
+    twins = "x.jpg", "x.png"
+    for names, formats, confidence in ((twins, ["png"], False), (twins, ["overlay"], False),
+                                       (("confidence/x.jpg", "x.jpg"), ["png"], True)):
         with (pytest.raises(ValueError, match="expected different names"),
-              writer(tmp_path, ("background", "a"), ["png"], confidence) as write):
+              writer(tmp_path, ("background", "a"), formats, confidence) as write):
             for name in names:
-                write(name, Still())
+                write(name, Still() if "png" in formats else drawn())
+
+def drawn(): return Segmentation(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), ("background", "a"))
+
+def test_a_frequent_tag_that_ranks_first_is_not_accused():
+    "With the tag on most of the pictures, the last that has it lies in the lower half of all."
+    c = dict(name="person", prompt="person", pictures=6, agreement=1., untagged=[], lowest=[("p6", 6), ("p5", 5)])
+    assert list(_worries_of_class(c, 10)) == []
+    late = dict(c, lowest=[("p6", 9), ("p5", 5)])
+    assert list(_worries_of_class(late, 10)) == [
+        "person: perhaps wrongly tagged, ranked behind half of those without the tag: p6"]
 
 def test_a_long_name_costs_one_picture(tmp_path, capsys):
     "A picture of a legal name, 254 bytes, whose polygons would have 258, ended a run of thousands."

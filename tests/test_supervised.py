@@ -1,5 +1,6 @@
 """What would spoil the page of `supervised`: that nothing of the weak branch runs, that a stopped run resumes,
 and that padding does not count."""
+from dataclasses import replace
 import numpy as np, open_clip, pytest, torch
 import weclip.method.seams
 from weclip.method.config import preset
@@ -95,6 +96,22 @@ def test_a_run_keeps_its_supervision(data, tmp_path):
         train(toy(), data, tmp_path, loss=supervised_loss, progress=False, on_step=interrupt)
     with pytest.raises(ValueError, match="supervised was True"):
         train(toy(supervised=False), data, tmp_path, loss=weak_loss, resume=True, progress=False)
+
+def test_what_the_settings_call_supervised_learns_from_no_tag(data, tmp_path):
+    "The default loss is the one that learns from tags: a number of Table 7 would have been one of Table 4."
+    with pytest.raises(ValueError, match="expected that of full supervision"):
+        train(toy(), data, tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+def test_a_run_keeps_its_words(data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), data, tmp_path, loss=supervised_loss, progress=False, on_step=interrupt)
+    others = dict(template="a drawing of a {}.", prompts=SCENES.prompts[::-1], background=("sky",))
+    for name, words in others.items():
+        other = toy()
+        other.classes = replace(SCENES, **{name: words})
+        with pytest.raises(ValueError, match=f"expected the {name} of the run"):
+            train(other, data, tmp_path, loss=supervised_loss, resume=True, progress=False)
 
 def test_masks_without_an_object_teach_nothing(data, tmp_path):
     "Objects marked 255 alone: training ran on background, and label maps were scored on it, without a word."

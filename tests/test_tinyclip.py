@@ -7,7 +7,7 @@ import torch
 
 import weclip.world.tinyclip as tinyclip
 from weclip.world.classifier import class_logits, load_classifier, new_classifier, train_classifier
-from weclip.world.tinyclip import pretraining_set, save_tiny, tiny_clip, train_tiny, zero_shot
+from weclip.world.tinyclip import pretraining_set, save_tiny, schedule, tiny_clip, train_tiny, zero_shot
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 FEW = dict(n_pictures=8, bs=4, horizon=64, cool=8, full_share=.5, every=1, workers=1)
@@ -41,9 +41,32 @@ def test_zero_shot_computes_where_the_model_is():
 
 def test_pictures_are_drawn_once(tmp_path):
     a = pretraining_set(tmp_path, 4, workers=1)
-    stamp = (tmp_path/"img.npy").stat().st_mtime_ns
+    file = tmp_path/"4_0"/"img.npy"
+    stamp = file.stat().st_mtime_ns
+    other = pretraining_set(tmp_path, 4, seed=1, workers=1)
+    fewer = pretraining_set(tmp_path, 3, workers=1)
     b = pretraining_set(tmp_path, 4, workers=1)
-    assert (a["img"] == b["img"]).all() and (tmp_path/"img.npy").stat().st_mtime_ns == stamp and a["facts"].any()
+    assert (a["img"] == b["img"]).all() and file.stat().st_mtime_ns == stamp and a["facts"].any()
+    assert not (a["img"] == other["img"]).all() and (fewer["img"] == a["img"][:3]).all()
+
+def test_a_training_of_any_length_learns_and_is_cooled():
+    for steps in (10, 300, 1500, 3000):
+        rates = [schedule(i, steps, max(2031, steps), steps//2) for i in range(steps)]
+        assert min(rates[:steps//2]) > 0 and 0 < rates[-1] < max(rates)/2
+
+def test_a_cool_down_begins_before_the_end(tmp_path):
+    with pytest.raises(ValueError, match="cool: expected fewer than the 16 samples"):
+        train_tiny(tmp_path, samples=16, **FEW | dict(cool=16))
+    by_default = {name: value for name, value in FEW.items() if name != "cool"}
+    train_tiny(tmp_path, samples=8, **by_default)
+
+def test_a_checkpoint_of_another_training_is_not_continued(tmp_path):
+    train_tiny(tmp_path, samples=8, **FEW | dict(cool=4))
+    train_tiny(tmp_path, samples=16, **FEW)  # longer: goes on
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
+        train_tiny(tmp_path, samples=16, seed=1, **FEW)
+    with pytest.raises(ValueError, match="model was new_tiny, now new_classifier"):
+        train_classifier(tmp_path, 16, **FEW)
 
 def test_the_classifier_is_stored_as_it_was_trained(tmp_path):
     model = train_classifier(tmp_path, 16, **FEW)

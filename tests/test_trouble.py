@@ -563,6 +563,48 @@ def test_the_exception_behind_is_looked_at():
         assert "the disk is full" in trouble(e)
     assert trouble(KeyError("a bug")) == "" and json.dumps(trouble(ValueError("two\nlines"))) == '"two lines"'
 
+def test_what_is_missing_at_the_end_is_missed_before_the_training(root, tmp_path, monkeypatch):
+    "DenseCRF was first looked for when a training of hours had ended; so was a list that is only predicted."
+    import weclip.engine.job as job
+    from weclip.method.config import Score, preset
+    model = build("tiny", preset("scenes", iters=4, switch=2, bs=2, d=16, layers=1, heads=2, warmup=1, par_iters=1))
+    def trained(*args, **kw): raise AssertionError("trained first")
+    def no_crf(): raise ImportError("DenseCRF needs pydensecrf")
+    monkeypatch.setattr(job, "train", trained)
+    monkeypatch.setattr(job, "_densecrf", no_crf)
+    ms = [Score("val", "ms")]
+    for k, (error, says, how) in enumerate((
+            (ImportError, "pydensecrf", {}),
+            (FileNotFoundError, "server.txt", dict(scores=[*ms, Score("server", "ms")], blind=["server"])),
+            (FileNotFoundError, "nowhere.txt", dict(scores=ms, val_split="nowhere")),
+            (TypeError, "longside", dict(scores=[Score("val", "ms", dict(longside=5))])))):
+        with pytest.raises(error, match=says):
+            job.run_job(model, root, tmp_path/str(k), say=len, **how)
+
+def test_results_name_the_code_that_was_imported(root, tmp_path, monkeypatch):
+    "Files that were edited while a run went on gave its result their digest."
+    import weclip.engine.job as job
+    from weclip.method.config import preset
+    now = dict(code="before", revision="before")
+    monkeypatch.setattr(job, "code_digest", lambda: now["code"])
+    monkeypatch.setattr(job, "revision", lambda: now["revision"])
+    def edit(*args): now.update(code="after", revision="after")
+    cfg = preset("scenes", iters=2, switch=1, bs=2, d=16, layers=1, heads=2, warmup=1, par_iters=1)
+    job.run_job(build("tiny", cfg), root, tmp_path, modes=("single",), sheet=0, say=edit)
+    result = json.loads((tmp_path/"results.json").read_text())
+    assert (result["code"], result["revision"]) == ("before", "before") and now["code"] == "after"
+
+def test_labels_can_be_looked_at_during_a_training(root):
+    "It left the model in evaluation mode, without dropout and mixed precision, for the rest of the run."
+    from weclip.engine.pseudo import preview, score_stages
+    from weclip.data.voc import open_data
+    model = build("tiny").train()
+    modes = [module.training for module in model.modules()]
+    data = open_data(root, "val", model.classes.classes, "auto", with_masks=True, norm="clip")
+    preview(model, data.read(data.ids[0])[0], data.tags[data.ids[0]])
+    score_stages(model, data, progress=False, stages=("pseudo",))
+    assert [module.training for module in model.modules()] == modes and model.training
+
 def test_a_snapshot_that_a_full_disk_cost_is_written_when_the_run_goes_on(root, tmp_path, monkeypatch):
     "In the middle of a run and after its last step; both are what a run without trouble keeps."
     import weclip.engine.job as job

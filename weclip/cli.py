@@ -8,7 +8,7 @@ __all__ = ['COMMANDS', 'COMMON', 'MEMORY', 'DISK', 'OFFLINE', 'KILLED', 'FULL', 
            'check_device', 'stopped', 'prepare', 'carry_out', 'main']
 
 # %% ../nbs/cli.ipynb #5aaae22d
-from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import Parameter, signature
@@ -73,6 +73,12 @@ def bench(*,
 # %% ../nbs/cli.ipynb #8497cdcf
 COMMON = ("device", "seed")  # every command of `use.commands` takes them, used or not, so that a script may give them
 
+class _Collect(Action):
+    "Words of an option that is given more than once come together; its default stands only where it is not given."
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(() if before is self.default else before), *values])
+
 def _argument(par:Parameter)->dict:
     "What argparse has to know of a parameter, the help apart."
     if par.default is False: return dict(action="store_true")
@@ -83,6 +89,8 @@ def _argument(par:Parameter)->dict:
     how:dict = dict(required=is_needed) if is_option else {}
     if is_many:
         how["nargs"] = "+" if is_option or is_needed else "*"
+        if is_option:
+            how["action"] = _Collect
     elif not is_option and not is_needed:
         how["nargs"] = "?"
     number = dict(type=kind) if kind in (int, float) else {}
@@ -99,7 +107,7 @@ def parser_of(name:str # of a command
     "A parser for a command, from its signature, its comments and its docstring."
     command = load(name)
     about = docments(command, returns=False)
-    parser = ArgumentParser(f"weclip {name}", description=command.__doc__)
+    parser = ArgumentParser(f"weclip {name}", description=command.__doc__, allow_abbrev=False)
     parameters = signature(command).parameters
     for key, par in parameters.items():
         text = ((about[key] or "") + _default(par)).replace("%", "%%")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from difflib import get_close_matches
 from math import isqrt
 from typing import NamedTuple
-import hashlib
 import timm, torch, torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -29,7 +28,8 @@ from ..data.pictures import NORMS
 from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip
 from ..world.classifier import load_classifier, new_classifier
-from ..engine.weights import build, convert_official, fingerprint, load_decoder, read_weights
+from ..engine.weights import (
+    build, convert_official, digest_of, fingerprint, load_decoder, parameters_of, read_weights)
 from .rfm_plus import cross_loss, plus_loss
 
 # %% ../../nbs/8_beyond/04_plus.ipynb #70004c4b
@@ -246,15 +246,17 @@ class FrozenSecond(nn.Module):
         found = dict(second=self.name, second_weights=self.weights, positions=self.positions)
         return {f"model.{name}": v for name, v in found.items() if v not in ("", "dinov2")}
 
-    def fingerprint(self
-        )->str: # 12 hexadecimal digits
+    def fingerprint(self,
+        former=False # as files of version 0.2 and before have it: of three tensors
+        )->str:      # 12 hexadecimal digits
         "Names its weights."
-        if isinstance(self.tower, FrozenCLIP): return fingerprint(self.tower)
-        digest = hashlib.sha256()
-        for p in (self.tower.patch_embed.proj.weight, self.tower.pos_embed, self.tower.blocks[-1].mlp.fc2.weight):
-            digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
-        digest.update(str(self.offset).encode())  # other positions, other tokens
-        return digest.hexdigest()[:12]
+        if isinstance(self.tower, FrozenCLIP): return fingerprint(self.tower, former)
+        if former:
+            tower = self.tower
+            parts = [tower.patch_embed.proj.weight, tower.pos_embed, tower.blocks[-1].mlp.fc2.weight]
+        else:
+            parts = parameters_of(self.tower)
+        return digest_of(parts, self.offset)  # other positions, other tokens
 
 def _other_norm(given:tuple, own:tuple)->Tensor: # factor and shift, (2, 3, 1, 1)
     "From one mean and deviation of R, G and B to another; 1 and 0 where they are the same."

@@ -16,7 +16,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from ..machine import whole_file
+from ..machine import feature_digest, whole_file
 from ..method.batch import group, pairs, slots
 from ..method.config import Config
 from ..method.seams import sources
@@ -38,17 +38,21 @@ def cache_files(folder,       # of the cache
     c = model.cfg
     stats = [(str(p), os.stat(p)) for p in data.images.values()]
     crops = [c.views, c.crop, c.scale, c.flip, [[path, s.st_size, s.st_mtime_ns] for path, s in stats]]
-    tokens = [frozen_weights(model), c.n_feats, c.norm, *crops]
+    tokens = [feature_digest(), sources(c).get("model"), frozen_weights(model), c.n_feats, c.norm, c.tf32, *crops]
     names = dict.fromkeys(_token_files(model), _digest(tokens))
     if not c.supervised:
         k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
         scoring = [c.pool, c.cam_floor, k.prompts, k.background, k.template, _n_maps(model), *_cam_made_by(c)]
         names |= dict.fromkeys(("attn", "cam"), _digest([*tokens, data.tags, *scoring]))
-        names |= dict.fromkeys(("img", "box"), _digest(crops))
+        names |= dict.fromkeys(("img", "box"), _digest([feature_digest(), *crops]))
         if data.regions:
-            found = [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in data.regions.values()]
-            names["regions"] = _digest([*crops, found])
+            names["regions"] = _digest([feature_digest(), *crops, *map(_stamps, data.regions.values())])
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
+
+def _stamps(path:Path)->list: # of a file, or of the files in a folder
+    "What changes when a file is written again."
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
 
 def _token_files(model)->tuple:
     "Tokens of CLIP, and those of a second backbone."
@@ -56,9 +60,10 @@ def _token_files(model)->tuple:
 
 def _cam_made_by(cfg:Config)->list:
     "What tells another CAM from the paper's: its name, its source and its settings."
-    if cfg.cam == Config.cam: return []
+    source = sources(cfg).get("cam")  # none of the method's own
+    if cfg.cam == Config.cam and source is None: return []
     options = [option for option in cfg.options if option[0].startswith("cam.")]
-    return [cfg.cam, sources(cfg).get("cam"), options]
+    return [cfg.cam, source, options]
 
 def _n_maps(model)->int:
     "Attention maps that the refinement reads before or after the switch."
@@ -116,8 +121,8 @@ def fill(files:dict,    # what -> file that is missing
                 if k not in arrays:
                     arrays[k] = np.lib.format.open_memmap(parts[k], "w+", x.dtype, (n, *x.shape[1:]))
                 arrays[k][start:rows.stop] = x
-        for array in arrays.values():
-            array.flush()
+        while arrays:
+            arrays.popitem()[1].flush()  # and let go of it: Windows renames no file that is mapped
 
 # %% ../../nbs/4_engine/01_cache.ipynb #6681df9e
 @lru_cache
@@ -154,10 +159,11 @@ class FrozenCache:
                              f"got {model.cfg.views}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         files = cache_files(folder, model, data)
-        with FileLock(f"{files['tokens']}.lock"):  # others that need the same files wait here
-            missing = {k: path for k, path in files.items() if not path.exists()}
-            if missing:
-                fill(missing, model, data, progress=progress)
+        if not all(path.exists() for path in files.values()):  # a complete folder may be one that is only read
+            with FileLock(f"{files['tokens']}.lock"):          # others that need the same files wait here
+                missing = {k: path for k, path in files.items() if not path.exists()}
+                if missing:
+                    fill(missing, model, data, progress=progress)
         self.arrays = {k: np.load(path, mmap_mode="r") for k, path in files.items()}
         self.data = KeptCrops(data, files["img"], files["box"], files.get("regions")) if "img" in files else data
         self.n = len(data)
@@ -208,8 +214,14 @@ class KeptTokens(nn.Module):
         self.cfg = model.cfg
         self.patch = model.patch
         self.classes = model.classes
-        self.folder = Path(folder)/f"pictures-{_digest([frozen_weights(model), model.cfg.n_feats])}"
+        self.folder = Path(folder)/f"pictures-{_digest(self._made_by(model))}"
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def _made_by(model)->list:
+        "What tokens of given pixels depend on."
+        return [feature_digest(), sources(model.cfg).get("model"), frozen_weights(model), model.cfg.n_feats,
+                model.cfg.tf32]
 
     def tokens(self, img:Tensor # normalised, (B, 3, H, W)
         )->Frozen:              # float32 on its device

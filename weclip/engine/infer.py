@@ -161,8 +161,7 @@ def as_rgb(image # path, Pillow image, or array (H, W, 3) or (H, W) uint8
     "Any kind of picture as an array."
     if isinstance(image, (str, Path)): return read_image(image)
     if isinstance(image, Image.Image):
-        is_deep = image.mode == "F" or image.mode.startswith("I")  # Pillow would cut all values at 255
-        image = _rgb(image, (0, False), "image") if is_deep else image.convert("RGB")
+        image = _rgb(image, (0, False), "image")
     a = np.array(image)
     if a.ndim == 2:
         a = np.stack([a]*3, -1)

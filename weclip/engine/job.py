@@ -30,7 +30,7 @@ from .cache import KeptTokens
 from .parallel import ALONE, Ranks
 from .train import check_start, feed_of, run_found, to_device, train, weak_loss
 from .supervised import loss_for
-from .infer import evaluate, mask_stream, seconds_each
+from .infer import _densecrf, evaluate, mask_stream, seconds_each
 from .pseudo import preview, score_stages
 
 # %% ../../nbs/4_engine/07_job.ipynb #9f8e8032
@@ -236,12 +236,13 @@ def open_training(model:WeCLIP,    # its settings and classes are read
                   root,            # VOC2012 folder
                   split,           # name of a list of pictures
                   tags_from="auto", # where tags are read, as `open_data` takes it; not used if supervised
-                  regions=None     # folder of regions without a class, as `open_data` takes it
+                  regions=None,    # folder of regions without a class, as `open_data` takes it
+                  strict=False     # refuse pictures without a tag instead of leaving them out
     )->SegData:                    # random crops
     "The training set as the model's settings want it, every file decoded once: with tags, or masks if supervised."
     c = model.cfg
     data = open_data(root, split, model.classes.classes, None if c.supervised else tags_from, with_masks=c.supervised,
-                     regions=regions, crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm,
+                     regions=regions, strict=strict, crop=c.crop, scale=c.scale, flip=c.flip, norm=c.norm,
                      palette=model.classes.palette())
     check_set(data)
     return data
@@ -278,6 +279,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     cfg = model.cfg
     out = Path(out)
     start = time.time()
+    made_by = code_digest(), revision()  # of the code that was imported, whatever its files are in a few hours
     check_start(out, resume)  # before anything is written into it
     scores = _asked(scores, cfg, val_split, modes, blind)
     if resume and run_found(out) == (cfg.iters, cfg.iters):
@@ -285,7 +287,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
     out.mkdir(parents=True, exist_ok=True)
     data = first(open_training(model, root, train_split, regions=regions), limit)
     shown = val_split if sheet and not cfg.supervised else None
-    _check_scored(model, root, scores, blind, shown, limit, regions)
+    _check_scored(model, root, scores, blind, shown, val_split, limit, regions)
     say(f"training on {len(data)} pictures, {cfg.iters} iterations of {cfg.bs}; "
         f"{model.n_learnable()/1e6:.2f} M learnable parameters")
     readers = _readers(model, data, workers)
@@ -299,7 +301,7 @@ def run_job(model:WeCLIP,            # its decoder is trained in place
         labelled = _open(model, root, val_split, tags_from="auto", regions=regions)
         examples(model, labelled, out/"examples.png", sheet, cfg.iters > cfg.switch)
     facts |= dict(n_train=len(data), n_val=len(val), val_split=val_split, blind=list(blind), scores=found)
-    _write_results(model, out, start, dict(facts, backbone=Path(str(backbone)).name), seen)
+    _write_results(model, out, start, made_by, dict(facts, backbone=Path(str(backbone)).name), seen)
     miou = {r["mode"]: r["miou"] for r in found if r["split"] == val_split and not r["settings"]}
     names = ", ".join(sorted(p.name for p in out.iterdir() if p.name[0] != "."))
     say(f"{table(miou)}\nwritten to {out}: {names}")
@@ -321,16 +323,23 @@ def _asked(scores, cfg:Config, val_split:str, modes, blind)->list: # of `Score`
                          f"got {', '.join(odd)}")
     return scores
 
-def _write_results(model:WeCLIP, out:Path, start:float, facts:dict, seen:dict)->None:
+def _write_results(model:WeCLIP, out:Path, start:float, made_by:tuple, facts:dict, seen:dict)->None:
     "`results.json` with what the training cost, as Table 3 counts; and the last report of progress."
     facts |= dict(train_minutes=round(seen["train_seconds"]/60, 3), peak_gib=round(seen["peak_gib"], 3),
                   n_learnable=model.n_learnable())
     about = about_run(model.cfg, (time.time() - start)/60, next(model.parameters()).device)
+    about |= dict(zip(("code", "revision"), made_by))
     write_json(out/"results.json", {**about, **facts})
     report_progress(out, "done", model.cfg.iters, model.cfg.iters, **seen)
 
-def _check_scored(model, root, scores, blind, shown, limit, regions)->None:
+def _check_scored(model, root, scores, blind, shown, val_split, limit, regions)->None:
     "Look before a training at what is scored or shown after it: labels need tags, and regions if they vote in them."
+    for s in scores:
+        replace(model.cfg, **s.settings)
+    if any(s.mode == "crf" for s in scores):
+        _densecrf()
+    for split in {s.split for s in scores if s.split in blind} | {val_split}:
+        _open(model, root, split, limit, with_masks=False)
     with_labels = {shown, *(s.split for s in scores if s.mode in STAGES)}
     for split in {s.split for s in scores} - set(blind):
         needed = dict(tags_from="auto", regions=regions) if split in with_labels else {}

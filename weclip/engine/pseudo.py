@@ -14,7 +14,7 @@ from ..method.par import pseudo_labels
 from ..method.model import Output, WeCLIP
 from ..method.metrics import confusion, scores
 from ..data.voc import SegData, check_objects
-from .infer import network_input
+from .infer import _evaluating, network_input
 
 # %% ../../nbs/4_engine/06_pseudo.ipynb #e9d45f36
 def label_maps(model:WeCLIP,  # whose settings PAR follows
@@ -48,7 +48,8 @@ def preview(model:WeCLIP,       # trained or not
     img = network_input(model, image)
     size = image.shape[:2]
     ids = None if regions is None else torch.as_tensor(regions, device=img.device).long()[None]
-    out = model.eval()(img, [tags], dynamic, size=size, regions=ids)
+    with _evaluating(model):
+        out = model(img, [tags], dynamic, size=size, regions=ids)
     maps = label_maps(model, out, img, size, [stage for stage in stages if stage != "pseudo"], len(tags))
     maps["pseudo"] = out.pseudo  # the forward's, at the picture's size
     return out, {stage: maps[stage][0] for stage in stages}

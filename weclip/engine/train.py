@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..machine import whole_file
 from ..method.config import Config, from_dict, to_dict
+from ..method.classes import ClassSet
 from ..method.losses import local_count
 from ..method.model import WeCLIP, tf32_as_set
 from ..data.voc import Batch, SegData, batches, check_objects
-from .weights import describe, load_decoder
+from .weights import describe, has_encoder, load_decoder
 from .cache import FrozenCache
 from .parallel import ALONE, Ranks, same_everywhere, shared_loss, summed
 
@@ -110,7 +111,7 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         history = list(state["history"])
         about = dict(state["about"])
         config = to_dict(from_dict(about["config"]))
-        classes = list(about["classes"]["classes"])
+        classes = ClassSet(**about["classes"])
         backbone = about["fingerprint"]
         modules = dict(about.get("modules", {}))
     except Exception as e:
@@ -123,7 +124,8 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         scaler.load_state_dict(state["scaler"])
     return i, history
 
-def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbone:str, modules:dict)->None:
+def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:ClassSet, backbone:str,
+                    modules:dict)->None:
     "Refuse what a checkpoint was not made with."
     now = describe(model, "run")
     source = {place: f" of the module {module!r}" for place, module in modules.items()}
@@ -134,11 +136,14 @@ def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:list, backbo
         cure = "it is finished, and cannot be made another one" if is_finished else "continue with those"
         raise ValueError(f"{path}: expected the settings of the run in this folder, but {'; '.join(changed)}; "
                          f"{cure}, or choose another folder")
-    classes_now = list(now["classes"]["classes"])
-    if classes != classes_now:
-        raise ValueError(f"{path}: expected the classes of the run in this folder, {', '.join(classes)}, "
-                         f"got {', '.join(classes_now)}; did the tags change?")
-    if backbone != now["fingerprint"]:
+    if classes.classes != model.classes.classes:
+        raise ValueError(f"{path}: expected the classes of the run in this folder, {', '.join(classes.classes)}, "
+                         f"got {', '.join(model.classes.classes)}; did the tags change?")
+    for words in ("prompts", "background", "template"):
+        was = getattr(classes, words)
+        given = getattr(model.classes, words)
+        if was != given: raise ValueError(f"{path}: expected the {words} of the run in this folder, {was}, got {given}")
+    if not has_encoder(model, backbone):
         raise ValueError(f"{path}: expected the backbone {backbone}, got {now['fingerprint']}")
     if not 0 <= i <= model.cfg.iters:
         raise ValueError(f"{path}: expected 0 to {model.cfg.iters} iterations done, got {i}; delete it to start again")
@@ -286,6 +291,14 @@ def feed_of(model:WeCLIP,     # its settings and device are read
         torch.cuda.set_device(device)  # otherwise the first card, where nobody trains, would lock the pages
     return batches(data, cfg.bs, cfg.seed, start, workers, *ranks, views=cfg.views, pin=is_cuda)
 
+def _check_supervision(cfg:Config, loss, data)->None:
+    "Refuse to learn from tags what the settings call learnt from masks, and masks that teach nothing."
+    if cfg.supervised and loss is weak_loss:
+        raise ValueError("loss: expected that of full supervision, loss=weclip.engine.supervised.loss_for(model.cfg), "
+                         "as the settings say `supervised`; got the one that learns from tags")
+    if (cfg.supervised or loss is not weak_loss) and getattr(data, "masks", None) is not None:
+        check_objects(data)
+
 def train(model:WeCLIP,         # its decoder is changed in place
           data:SegData,         # pictures with what `loss` needs
           out,                  # folder of the run: checkpoint, TensorBoard files
@@ -302,8 +315,7 @@ def train(model:WeCLIP,         # its decoder is changed in place
     )->list:                    # history: (iteration, total, seg, aff, learning rate) every `log_every`
     "Train the decoder for `model.cfg.iters` iterations, §4.2."
     cfg = model.cfg
-    if (cfg.supervised or loss is not weak_loss) and getattr(data, "masks", None) is not None:
-        check_objects(data)
+    _check_supervision(cfg, loss, data)
     run = _Run(out, model, resume, ranks)
     frozen = FrozenCache(cache, model, data, progress and ranks.rank == 0) if cache else None
     feed = feed_of(model, frozen.data if frozen else data, run.done, workers, ranks)

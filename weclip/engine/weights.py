@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'ARCH', 'why_not', 'arch_config', 'tower_size', 'plain_vit', 'published_archives', 'read_weights', 'new_clip',
-           'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'fingerprint',
-           'frozen_weights', 'describe', 'save_model', 'write_model', 'read_model', 'load_model', 'check_modules',
-           'load_decoder', 'convert_official', 'decoder_from_official', 'load_released']
+           'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'parameters_of',
+           'digest_of', 'fingerprint', 'frozen_weights', 'has_encoder', 'describe', 'save_model', 'write_model',
+           'read_model', 'load_model', 'check_modules', 'load_decoder', 'convert_official', 'decoder_from_official',
+           'load_released']
 
 # %% ../../nbs/4_engine/00_weights.ipynb #71c6212f
 from dataclasses import asdict, replace
@@ -170,6 +171,9 @@ def load_clip(weights:dict|str|Path,        # state dict in OpenAI's key names, 
             raise FileNotFoundError(f"{weights}: no such file of CLIP weights, and {name} has no weights of that tag; "
                                     f"its tags: {known}")
     state = weights if isinstance(weights, dict) else read_weights(weights)
+    if not isinstance(weights, dict) and not cfg.get("quick_gelu") and _is_published(weights):
+        raise ValueError(f"arch: {weights} is OpenAI's and was trained with QuickGELU, {name} has the other; "
+                         f"expected {name}-quickgelu")
     state = {key: v for key, v in state.items() if key.split(".")[-1] not in _NO_WEIGHTS}
     try:
         model = new_clip(name)
@@ -281,21 +285,42 @@ def _warn(tower:FrozenCLIP, cfg:Config, classes:ClassSet, tokenizer)->None:
                      "whose score it takes away; leave it out")
 
 # %% ../../nbs/4_engine/00_weights.ipynb #2611b4cc
-def fingerprint(clip:FrozenCLIP # image tower
-    )->str:                     # 12 hexadecimal digits
-    "Names the weights of an encoder."
-    v = clip.visual
-    parts = [v.conv1.weight, v.proj, v.transformer.resblocks[-1].mlp.c_proj.weight]
+def parameters_of(module:nn.Module # a tower
+    )->list:                         # of Tensor, by their names
+    "All weights, in an order that does not depend on how the module is built."
+    return [p for _, p in sorted(module.named_parameters())]
+
+def digest_of(tensors, # of weights
+              *words   # that count, too
+    )->str:            # 12 hexadecimal digits
+    "Names some weights, as single precision has them."
     digest = hashlib.sha256()
-    for p in parts:
-        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for word in words:
+        digest.update(str(word).encode())
     return digest.hexdigest()[:12]
 
-def frozen_weights(model:WeCLIP # with or without a second backbone
-    )->str:                     # 12 hexadecimal digits each, joined by +
+def fingerprint(clip:FrozenCLIP, # image tower
+                former=False     # as files of version 0.2 and before have it: of three tensors
+    )->str:                      # 12 hexadecimal digits
+    "Names the weights of an encoder, and its activation function, which is no weight."
+    v = clip.visual
+    if former: return digest_of([v.conv1.weight, v.proj, v.transformer.resblocks[-1].mlp.c_proj.weight])
+    return digest_of(parameters_of(v), type(v.transformer.resblocks[0].mlp.gelu).__name__)
+
+def frozen_weights(model:WeCLIP, # with or without a second backbone
+                   former=False  # as in `fingerprint`
+    )->str:                      # 12 hexadecimal digits each, joined by +
     "Names the weights of all encoders of a model."
     second = getattr(model, "second", None)
-    return fingerprint(model.clip) + (f"+{second.fingerprint()}" if second else "")
+    return fingerprint(model.clip, former) + (f"+{second.fingerprint(former)}" if second else "")
+
+def has_encoder(model:WeCLIP, # built
+                mark:str      # of `frozen_weights`, as a file notes it
+    )->bool:
+    "Was a file made on the encoders of this model?"
+    return frozen_weights(model) == mark or frozen_weights(model, former=True) == mark
 
 def describe(model:WeCLIP, # to be written down
              backbone=None # as in `load_backbone`; None: what it was built with
@@ -356,10 +381,9 @@ def load_model(path,     # file of `save_model`
         model = build(clip or _noted(backbone, arch, path), cfg, classes, arch, **parts)
     except ValueError as e:
         raise ValueError(f"{path}: {e}; it was trained on the backbone {backbone} ({mark})") from e
-    found = frozen_weights(model)
-    if found != mark:
+    if not has_encoder(model, mark):
         raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, "
-                         f"got {clip or backbone} ({found})")
+                         f"got {clip or backbone} ({frozen_weights(model)})")
     load_decoder(model.decoder, state, path)
     return model.eval()
 

@@ -53,11 +53,23 @@ def _literal(text)->str:
 def _front(name:str, data:str, results:dict, license:str)->ModelCardData:
     "The card's block for the Hub."
     dataset = f"{data}, {results['n_val']} pictures" if results.get("n_val") else data
-    evals = [EvalResult(task_type="image-segmentation", dataset_type=data, dataset_name=dataset, metric_type="mean_iou",
-                        metric_name=f"mIoU, {TEXTS[mode]}", metric_value=round(miou, 4))
+    about = dict(task_type="image-segmentation", dataset_type=data, dataset_name=dataset,
+                 dataset_split=results.get("val_split"), metric_type="mean_iou")
+    evals = [EvalResult(**about, metric_name=f"mIoU, {_prediction(mode, results)}", metric_value=round(miou, 4))
              for mode, (miou, _) in read_scores(results).items()]
     return ModelCardData(license=license, library_name="weclip", pipeline_tag="image-segmentation", model_name=name,
         eval_results=evals or None, tags=["weclip", "semantic-segmentation", "weakly-supervised", "clip"])
+
+def _prediction(mode:str, results:dict)->str: # in words
+    dropped = results.get("drop") if mode == "crf" else 0
+    return TEXTS[mode] + (f", without labels below {dropped:g} of the strongest" if dropped else "")
+
+def _score_table(results:dict, scores:dict)->str: # Markdown, with the pictures that were scored
+    if not scores: return "Not given."
+    number = f"{results['n_val']} " if results.get("n_val") else ""
+    rows = [[_prediction(mode, results), _percent(miou)] for mode, (miou, _) in scores.items()]
+    table = markdown_table(["prediction", "mIoU %"], rows)
+    return f"Of {number}pictures, the list {_literal(results['val_split'])}.\n\n{table}"
 
 def _class_table(names, scores:dict)->str: # with the IoU of the last mode that has any
     iou = next((by_class for _, by_class in reversed(scores.values()) if by_class), None)
@@ -74,14 +86,13 @@ def model_card(name:str,                # of the model
     cfg = from_dict(about["config"])
     names = ClassSet(**about["classes"]).names
     scores = read_scores(results or {})
-    score_rows = [[TEXTS[mode], _percent(miou)] for mode, (miou, _) in scores.items()]
     here = {f.name: getattr(cfg, f.name) for f in fields(Config) if getattr(cfg, f.name) != f.default}
     frozen = [about["backbone"], *(name for key, name in cfg.options if key == "model.second")]
     setting_rows = [[f"`{k}`", f"`{v}`", f"`{getattr(Config, k)}`"] for k, v in here.items()]
     return (ASSETS/"card.md").read_text(encoding="utf-8").format(
         front=_front(name, about["classes"]["name"], results or {}, license).to_yaml(),
         name=_literal(name), n=len(names) - 1, known=_class_table(names, scores),
-        scores=markdown_table(["prediction", "mIoU %"], score_rows) if scores else "Not given.",
+        scores=_score_table(results or {}, scores),
         settings=markdown_table(["setting", "here", "released"], setting_rows), run=run_name(cfg), license=license,
         arch=about.get("arch") or "the small ViT that weclip ships",
         backbone="` and `".join(map(_literal, frozen)), fingerprint=about["fingerprint"])
@@ -149,7 +160,8 @@ def from_pretrained(name:str,  # as in `fetch`
                     **where    # as in `fetch`
     )->WeCLIP:                 # in evaluation mode
     "A model from a folder or from the Hub."
-    weights, description, _ = (fetch(name, **where)/f for f in FILES)
+    folder = fetch(name, **where)
+    weights, description, _ = (folder/f for f in FILES)
     about, _ = read_model(weights)
     if json.loads(description.read_text(encoding="utf-8")) != json_ready(about):
         raise ValueError(f"{description}: expected what {FILES[0]} says, got another description; save the model again")

@@ -141,9 +141,10 @@ def _worries_of_class(c:dict, n_pictures:int):
         found = f"CLIP does not find it by {c['prompt']!r} (agreement {c['agreement']:.2f})"
         yield f"{name}: {found}; try other words, or check the tags"
         return
-    low = [i for i, rank in c["lowest"] if rank > n_pictures/2]
+    others = n_pictures - c["pictures"]
+    low = [i for i, rank in c["lowest"] if rank > c["pictures"] + others/2]
     if low:
-        yield f"{name}: perhaps wrongly tagged, ranked in the lower half: {', '.join(low)}"
+        yield f"{name}: perhaps wrongly tagged, ranked behind half of those without the tag: {', '.join(low)}"
     if c["untagged"]:
         yield f"{name}: perhaps there, but not tagged: {', '.join(c['untagged'])}"
 

@@ -189,8 +189,8 @@ def _check_names(name:str, files:dict, owners:dict)->None: # `owners`: file writ
     "Refuse a picture whose results would lie elsewhere or on those of another."
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{name}: expected a path below the folder of pictures, got one that leads elsewhere")
-    for path in (files.get(kind) for kind in ("png", "confidence")):  # of the same suffix
-        other = owners.setdefault(path, name) if path else name
+    for path in files.values():
+        other = owners.setdefault(path, name)
         if other != name:
             raise ValueError(f"{name} and {other}: expected different names, both would write {path}; rename one")
 

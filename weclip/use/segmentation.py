@@ -27,9 +27,9 @@ from ..method.classes import IGNORE_INDEX, voc_palette
 from ..method.model import WeCLIP
 from ..data.pictures import read_image, save_mask
 from ..data.viz import legend, overlay, quantise
-from ..engine.weights import load_model, load_released
+from ..engine.weights import ARCH, load_model, load_released
 from ..engine.infer import DROP, as_rgb, confidence, mask_stream
-from .hub import from_pretrained
+from .hub import FILES, from_pretrained
 
 # %% ../../nbs/5_use/01_segmentation.ipynb #802abdbf
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,7 +161,11 @@ def open_checkpoint(path,         # model.safetensors, a folder of `save_pretrai
     name = str(path)
     if Path(path).is_dir() or name.startswith("hf:"):
         return from_pretrained(name.removeprefix("hf:"), clip, arch, second_weights)
-    if name.endswith((".pth", ".pt")): return load_released(clip or "openai", path, classes or "voc")
+    if name.endswith((".pth", ".pt")):
+        if arch not in (None, ARCH) or second_weights:
+            raise ValueError(f"{path}: expected {ARCH} alone for a checkpoint of the authors, "
+                             f"got {second_weights or arch}")
+        return load_released(clip or "openai", path, classes or "voc")
     return load_model(path, clip, arch, second_weights)
 
 def cached_model(path=None,   # as in `open_checkpoint`; None: the shipped decoder
@@ -170,7 +174,8 @@ def cached_model(path=None,   # as in `open_checkpoint`; None: the shipped decod
     )->WeCLIP:
     "A trained model, read at the first call and again when its file has changed; the last two are kept."
     path = Path(path or SHIPPED)
-    stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+    file = path/FILES[0] if path.is_dir() else path
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None
     return _opened(path, clip, device or ("cuda" if torch.cuda.is_available() else "cpu"), stamp)
 
 @lru_cache(maxsize=2)

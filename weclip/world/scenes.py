@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'TILT', 'HOME', 'RGB', 'MATERIALS', 'GROUNDS', 'COLOURS', 'COUNTS', 'FILL', 'MIN_SHARE', 'STREAMS',
-           'DRAWING', 'ellipse', 'box', 'bar', 'poly', 'wheels', 'car', 'bus', 'train', 'boat', 'plane', 'bird', 'cat',
-           'fish', 'flower', 'cup', 'house', 'lamp', 'noise_bank', 'noise', 'ground', 'paint', 'rotation', 'texture',
-           'place', 'draw_object', 'backdrop', 'clutter', 'Scene', 'draw_scene', 'draw_split', 'scene_tags',
-           'save_scene', 'write_scenes']
+           'DRAWING', 'WRITTEN', 'ellipse', 'box', 'bar', 'poly', 'wheels', 'car', 'bus', 'train', 'boat', 'plane',
+           'bird', 'cat', 'fish', 'flower', 'cup', 'house', 'lamp', 'noise_bank', 'noise', 'ground', 'paint',
+           'rotation', 'texture', 'place', 'draw_object', 'backdrop', 'clutter', 'Scene', 'draw_scene', 'draw_split',
+           'scene_tags', 'save_scene', 'write_scenes']
 
 # %% ../../nbs/3_world/00_scenes.ipynb #9bc50151
 from functools import lru_cache
@@ -534,19 +534,29 @@ def write_scenes(root,        # folder to make
         settings["classes"] = list(classes)
     stamp = root/"scenes.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == settings: return root
-    if root.exists() and any(root.iterdir()) and not stamp.is_file():
-        raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files; "
-                         "name another folder")
+    _refuse_other_files(root, stamp)
     part = root.with_name(f".{uuid.uuid4().hex[:12]}")  # as the umask wants it; tempfile's would be closed to others
     try:
         _draw_into(part, counts, seed, classes, workers)
         (part/stamp.name).write_text(json.dumps(settings))
+        if stamp.is_file() and json.loads(stamp.read_text()) == settings: return root  # another process was faster
         if root.exists():
+            _refuse_other_files(root, stamp)
             shutil.rmtree(root)
         part.rename(root)
     finally:
         shutil.rmtree(part, ignore_errors=True)  # what a full disk or Ctrl-C leaves
     return root
+
+WRITTEN = ("JPEGImages", "SegmentationClassAug", "ImageSets", "scenes.json")
+
+def _refuse_other_files(root:Path, stamp:Path)->None:
+    "What is drawn takes the place of what was drawn, and of nothing else."
+    there = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    others = [name for name in there if name not in WRITTEN or not stamp.is_file()]
+    if others:
+        raise ValueError(f"{root}: expected a new folder or one of drawn scenes, got a folder with other files "
+                         f"({', '.join(others[:3])}); name another folder")
 
 def _draw_into(root:Path, counts:dict, seed, classes, workers)->None:
     "Pictures, masks, lists and tags."

@@ -12,6 +12,7 @@ __all__ = ['GLUE', 'WORDS', 'CONTEXT', 'THINGS', 'PLACES', 'N_C', 'N_K', 'FIRST_
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import gzip, json, math, time
 import numpy as np, open_clip, torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 from tqdm.auto import tqdm
-from ..machine import ASSETS, cache_dir, json_ready, parallel_map, whole_file, write_json
+from ..machine import ASSETS, json_ready, parallel_map, whole_file, write_json
 from ..method.classes import SCENES
 from .scenes import COLOURS, GROUNDS, SHAPES, draw_split
 
@@ -41,11 +42,11 @@ def merges(words # to be one token each
 @lru_cache
 def tiny_tokenizer()->SimpleTokenizer:
     "open_clip's tokenizer with this page's merges; call it on a list of captions for (n, 20) token ids."
-    path = cache_dir()/"tiny_merges.txt.gz"
     packed = gzip.compress("\n".join(["#version", *merges(WORDS)]).encode(), mtime=0)
-    with whole_file(path) as part:
-        part.write_bytes(packed)
-    return SimpleTokenizer(bpe_path=str(path), context_length=CONTEXT)
+    with TemporaryDirectory() as folder:  # it is read at once
+        path = Path(folder)/"tiny_merges.txt.gz"
+        path.write_bytes(packed)
+        return SimpleTokenizer(bpe_path=str(path), context_length=CONTEXT)
 
 # %% ../../nbs/3_world/01_tinyclip.ipynb #cb3516e8
 def tiny_config()->dict:
@@ -148,10 +149,10 @@ def pretraining_set(folder,       # where the arrays are kept
                     workers=1,    # drawing processes; None: one per core, 1: this one
     )->dict:                      # img (n, 144, 144, 3), lbl (n, 144, 144), facts (n, N_FACTS): uint8, memory-mapped
     "Draw, or find already drawn, the pictures the tiny CLIP learns from."
-    folder = Path(folder)
+    folder = Path(folder)/f"{n}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     shapes = dict(img=(n, SIDE, SIDE, 3), lbl=(n, SIDE, SIDE), facts=(n, N_FACTS))
-    done = folder/f"{n}_{seed}.done"
+    done = folder/"done"
     if not done.exists():
         arrays = {k: np.lib.format.open_memmap(folder/f"{k}.npy", "w+", np.uint8, s) for k, s in shapes.items()}
         starts = range(0, n, 100)
@@ -268,8 +269,8 @@ def clip_loss(model,    # open_clip CLIP in training mode
 # %% ../../nbs/3_world/01_tinyclip.ipynb #feeda00d
 def train_tiny(folder,             # pictures, checkpoints and the log go here
                samples=192_000,    # pictures seen in all
-               horizon=260_000,    # of the learning rate's cosine, in samples
-               cool=96_000,        # samples after which it is cooled down
+               horizon=260_000,    # of the learning rate's cosine, in samples; a longer run stretches it
+               cool:int=None,      # samples after which it is cooled down; None: half of them
                n_pictures=40_000,  # distinct pictures
                bs=128,             # pictures per step
                seed=0,             # of weights, pictures, crops and captions
@@ -284,12 +285,14 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder = Path(folder)
     steps = samples//bs
+    about = dict(seed=seed, n_pictures=n_pictures, bs=bs, model=new.__name__)
     data = pretraining_set(folder/"pictures", n_pictures, seed, workers)
     model = new(seed).to(device)
     opts = optimisers(model)
-    def rate(i): return schedule(i, steps, horizon//bs, cool//bs)
+    cool = _cool_down(samples, cool, bs)
+    def rate(i): return schedule(i, steps, max(horizon, samples)//bs, cool)
     parts = [*opts, *(torch.optim.lr_scheduler.LambdaLR(opt, rate) for opt in opts)]
-    first = _resume(folder/"checkpoint.pt", model, parts)
+    first = _resume(folder/"checkpoint.pt", model, parts, about)
     few_patches = open_clip.transformer.PatchDropout(1 - 56/196)
     bar = tqdm(total=steps*bs, initial=first*bs, unit="img", desc="tiny CLIP")
     for step in range(first, steps):
@@ -305,27 +308,36 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
         model.logit_scale.data.clamp_(max=math.log(100))
         bar.update(bs)
         if (step + 1) % every == 0 or step + 1 == steps:
-            _save(folder, step + 1, bs, model, parts, now.item())
+            _save(folder, step + 1, bs, model, parts, now.item(), about)
             bar.set_postfix(loss=round(now.item(), 4))
     model.visual.patch_dropout = nn.Identity()
     return model.eval()
 
-def _resume(path:Path, model, parts)->int:
+def _cool_down(samples, cool, bs)->int: # step at which it begins
+    cool = samples//2 if cool is None else cool
+    if samples and cool//bs >= samples//bs:
+        raise ValueError(f"cool: expected fewer than the {samples} samples of the run, got {cool}")
+    return cool//bs
+
+def _resume(path:Path, model, parts, about:dict)->int:
     "Steps done, 0 without a checkpoint; loads it into the model, its optimisers and their schedules."
     if not path.exists(): return 0
     state = torch.load(path, map_location="cpu", weights_only=True)  # each part moves what it needs
+    differ = [f"{name} was {was}, now {about[name]}" for name, was in state.get("about", {}).items()
+              if was != about[name]]
+    if differ: raise ValueError(f"{path}: is of another training ({', '.join(differ)}); name another folder")
     model.load_state_dict(state["model"])
     for part, saved in zip(parts, state["rest"]):
         part.load_state_dict(saved)
     return state["step"]
 
-def _save(folder:Path, step, bs, model, parts, loss)->None:
+def _save(folder:Path, step, bs, model, parts, loss, about:dict)->None:
     "A line of the log, and the checkpoint."
     line = dict(step=step, samples=step*bs, loss=round(loss, 4), scale=round(model.logit_scale.exp().item(), 1),
                 time=time.time())
     with open(folder/"log.jsonl", "a") as f:
         f.write(json.dumps(json_ready(line)) + "\n")
-    state = dict(step=step, model=model.state_dict(), rest=[part.state_dict() for part in parts])
+    state = dict(step=step, about=about, model=model.state_dict(), rest=[part.state_dict() for part in parts])
     with whole_file(folder/"checkpoint.pt") as part:
         torch.save(state, part)
 
