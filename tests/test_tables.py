@@ -16,12 +16,14 @@ from grid import MISSING, unfinished
 from test_project import imports
 from weclip.machine import CODE, code_digest, syntax
 from weclip.method.config import MENDED, PAPER, PROFILES, Score
+from weclip.lab.compare import difference_table
 from weclip.lab.plan import (
     BLIND, DIFFERENCES, DRAWN, LONG, QUICK, QUICK_SIZES, SHORT, SNAPSHOTS, TABLES, Grid, base, keeps_features, plan,
     run_config, run_parameters, table_seeds)
 from weclip.lab.results import (
     _invented, collect, figure_run, from_text, has_files, in_text, keep_arrays, keep_run, keep_table, kept_arrays,
-    kept_rows, kept_table, number_table, put_between, read_results, read_rows, read_runs, result_file, run_rows, show)
+    kept_rows, kept_table, number, number_table, put_between, read_results, read_rows, read_runs, result_file, run_rows,
+    show)
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT/"experiments"
@@ -213,6 +215,31 @@ def test_lines_cut_short_spoil_no_other(results):
     spoilt = next(r for r in runs if isinstance(read[r.name], str))
     write(results, spoilt, .5)  # which mends the file
     assert all(isinstance(r, dict) for r in read_results(results, runs).values()) and not read_rows(file)[1]
+
+def test_results_of_another_clip_are_stale(tmp_path):
+    "A rehearsal with random weights counted as finished when the real ones had come."
+    grid = Grid("voc", (1, 2, 3), tmp_path)
+    runs = plan(["table4"], grid)
+    for run in runs:
+        write(tmp_path, run, .5, backbone="random" if run.seed == 3 else "ViT-B-16.pt")
+    read = read_results(tmp_path, runs)
+    other = {run.seed for run in runs if isinstance(read[run.name], str)}
+    assert other == {3} and "stale: made with the CLIP 'random', not with 'ViT-B-16.pt'" in read.values()
+    assert list(collect("table4", grid)[0]["values"]) == [1, 2]
+    assert all("not with 'openai'" in why for why in read_results(tmp_path, runs, clip="openai").values())
+    drawn = plan(["table4"], Grid(results=tmp_path))[0]
+    write(tmp_path, drawn, .5)
+    assert isinstance(read_results(tmp_path, [drawn])[drawn.name], dict)
+
+def test_a_spread_is_never_printed_as_none():
+    assert [number(.0215, .0041), number(74.9, .03), number(74.9, .3), number(5., 0.), number(.996, .04)] == [
+        "0.02 ± 0.004", "74.9 ± 0.03", "74.9 ± 0.3", "5.0 ± 0.0", "1.00 ± 0.04"]
+
+def test_a_row_without_labels_may_come_first():
+    "Full supervision makes no labels: two rows that had been trained for minutes were lost."
+    runs = [dict(row="masks", seed=1, prediction=80.), dict(row="tags", seed=1, prediction=50., labels=47.)]
+    assert "| tags | 50.0 | -30.0 | 47.0 |  |" in difference_table(runs)
+    assert "| masks | 80.0 | +30.0 |  |  |" in difference_table(runs, "tags")
 
 def test_what_is_no_table_is_damaged_and_replaced(tmp_path):
     run, _ = plan(["table4"], ONE_SEED)

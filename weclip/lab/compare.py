@@ -103,7 +103,7 @@ def difference_table(runs:list,       # of `compare`
         for column in SCORES:
             values = by_row(runs, column).get(name, {})
             line.append(f"{fmean(values.values()):.1f}" if values else "")
-            more = differences(runs, first, column).get(name) if values else None
+            more = differences(runs, first, column).get(name) if values and first in by_row(runs, column) else None
             has_ends = more and more.seeds > 1
             line.append(f"{more.mean:+.1f}" + f" [{more.low:+.1f}, {more.high:+.1f}]"*has_ends if more else "")
         lines.append(line)

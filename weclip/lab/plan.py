@@ -6,7 +6,7 @@
 __all__ = ['LONG', 'SIZES', 'SHORT', 'SHORT_SIZES', 'FEW', 'DIFFERENCES', 'VAL', 'VAL_CRF', 'LABELS', 'TEST', 'COST',
            'GENERALISE', 'TABLES', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'SCENES_GRID', 'BLIND', 'LISTS',
            'FEATURES', 'PLACES', 'Row', 'Table', 'Grid', 'base', 'Run', 'run_config', 'changes', 'asked', 'row_run',
-           'chosen', 'plan', 'table_seeds', 'keeps_features', 'run_parameters', 'read_places', 'data_root']
+           'chosen', 'plan', 'table_seeds', 'keeps_features', 'clip_of', 'run_parameters', 'read_places', 'data_root']
 
 # %% ../../nbs/6_lab/01_plan.ipynb #4bc9b29d
 from pathlib import Path
@@ -320,6 +320,12 @@ def keeps_features(run:Run # of `plan`
     if any(getattr(cfg, k) != getattr(plain, k) for k in FEATURES): return False
     return cfg.supervised or max(cfg.n_static, cfg.n_dynamic) == max(plain.n_static, plain.n_dynamic)
 
+def clip_of(profile, # data set
+            clip=""  # as `read_places` gives it
+    )->str:          # as `load_backbone` takes it
+    "The frozen CLIP of a data set's runs: drawn scenes have their own."
+    return "tiny" if profile in DRAWN else clip or "openai"
+
 def run_parameters(run:Run,           # of `plan`
                    out="runs",        # folder of the runs' folders
                    results="results", # folder of the numbers
@@ -335,7 +341,7 @@ def run_parameters(run:Run,           # of `plan`
     return dict(
         profile=run.profile, recipe=run.recipe, seed=run.seed, settings=json_ready(run.settings),
         name=run.name, train=train, val=val, test=test, limit=limit,
-        root=str(root), clip=clip or ("tiny" if is_drawn else "openai"),
+        root=str(root), clip=clip_of(run.profile, clip),
         scores=[json_ready(score._asdict()) for score in run.scores], snapshots=list(run.snapshots),
         serves="; ".join(run.used_by),
         device=str(device), cache=str(cache) if keeps_features(run) else "", out=str(out), results=str(results))

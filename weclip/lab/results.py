@@ -17,13 +17,14 @@ import numpy as np
 from filelock import FileLock
 from ..machine import ASSETS, code_digest, made_by, markdown_table, whole_file
 from ..method.config import from_dict, preset, read_score, to_dict
-from .plan import DRAWN, SCENES_GRID, TABLES, Run, asked, chosen, plan, row_run, run_config, table_seeds
+from .plan import (
+    DRAWN, SCENES_GRID, TABLES, Run, asked, chosen, clip_of, plan, row_run, run_config, table_seeds)
 
 # %% ../../nbs/6_lab/02_results.ipynb #91d9c997
 WHICH = ("run", "recipe", "seed", "pictures", "iterations", "settings", "serves")  # the run
 WHAT = ("split", "prediction", "evaluation", "miou")                              # the score; percent
 COST = ("train_minutes", "minutes", "memory_gib", "learnable")
-MADE_BY = ("code", "revision", "device", "machine", "threads", "python", "torch", "open_clip", "weclip")
+MADE_BY = ("backbone", "code", "revision", "device", "machine", "threads", "python", "torch", "open_clip", "weclip")
 
 def result_file(folder, # of the numbers
                 profile # data set, or the name of a table that a page has computed
@@ -111,8 +112,8 @@ def _invented(run, miou=.5, **other)->dict: # as a run leaves it
     "What a run could have given, for the checks here and in the tests."
     scores = [{**score._asdict(), "miou": miou} for score in run.scores]
     return dict(name=run.name, profile=run.profile, recipe=run.recipe, config=to_dict(run_config(run)), seed=run.seed,
-                code=code_digest(), blind=[], scores=scores, train_minutes=2, minutes=3, peak_gib=1., n_learnable=1,
-                n_train=run.sizes[0] if run.sizes else 1) | other
+                backbone=clip_of(run.profile), code=code_digest(), blind=[], scores=scores, train_minutes=2, minutes=3,
+                peak_gib=1., n_learnable=1, n_train=run.sizes[0] if run.sizes else 1) | other
 
 # %% ../../nbs/6_lab/02_results.ipynb #77f90c51
 def read_runs(path # as `result_file` gives it
@@ -147,7 +148,8 @@ def _read_row(row, run:dict)->None:
 
 def read_results(folder,  # of the numbers
                  runs,    # of `plan`
-                 out=None # folder of the runs' folders, where files that tables need have to be, too; None: not asked
+                 out=None, # folder of the runs' folders, where files that tables need have to be, too; None: not asked
+                 clip=""  # the frozen CLIP that they have to be made with, by name; "": that of most of the results
     )->dict:              # name -> what the run gave, or why it cannot be used: "missing", "stale: ...", "damaged: ..."
     "Results of runs, each usable or with a reason."
     tables = {profile: read_runs(result_file(folder, profile)) for profile in {run.profile for run in runs}}
@@ -155,13 +157,20 @@ def read_results(folder,  # of the numbers
     for run in runs:
         results, damaged = tables[run.profile]
         result = results.get(run.name)
-        found[run.name] = _fault(result, damaged, run) or _lost(out, run) or result
+        fault = _fault(result, damaged, run, clip or _usual_clip(results))
+        found[run.name] = fault or _lost(out, run) or result
     return found
 
-def _fault(result, damaged:str, run:Run)->str: # "" if the result can be used
+def _usual_clip(results:dict)->str: # of `read_runs`
+    "What most of the results of this code were made with; numbers of two CLIPs belong into no table together."
+    names = [result["backbone"] for result in results.values() if result["code"] == code_digest()]
+    return max(sorted(set(names)), key=names.count, default="")
+
+def _fault(result, damaged:str, run:Run, clip:str)->str: # "" if the result can be used
     if result is None: return f"damaged: {damaged}" if damaged else "missing"
     if result["faults"]: return f"damaged: {'; '.join(result['faults'])}"
     if result["code"] != code_digest(): return f"stale: made by code {result['code']}, this is {code_digest()}"
+    if result["backbone"] != clip: return f"stale: made with the CLIP {result['backbone']!r}, not with {clip!r}"
     lost = [str(s) for s in run.scores if s.split not in result["blind"] and str(s) not in result["scores"]]
     return f"missing: score {', '.join(lost)}" if lost else ""
 
@@ -246,7 +255,10 @@ def number(x,           # of a table: a number, a text, or None
     if isinstance(x, (str, int)): return str(x)
     digits = 1 if abs(x) >= 1 or x == 0 else 2
     text = f"{x:.{digits}f}"
-    return text if sd is None or sd != sd else f"{text} ± {sd:.1f}"
+    if sd is None or sd != sd: return text
+    while sd and digits < 4 and round(sd, digits) == 0:  # no spread is told where there is one
+        digits += 1
+    return f"{text} ± {sd:.{digits}f}"
 
 def _ours(c)->str: return number(c["mean"], c["sd"])
 

@@ -22,7 +22,7 @@ from ..machine import code_digest, made_by
 from ..method.config import one_of
 from ..method.classes import CLASS_SETS
 from .plan import (
-    DRAWN, LISTS, TABLES, Grid, Run, chosen, data_root, plan, read_places, run_config, run_parameters)
+    DRAWN, LISTS, TABLES, Grid, Run, chosen, clip_of, data_root, plan, read_places, run_config, run_parameters)
 from .results import kept_arrays, kept_rows, read_results
 
 # %% ../../nbs/6_lab/04_runner.ipynb #55923ea8
@@ -107,7 +107,8 @@ def find_devices(device=None # "cpu", "cuda", "cuda:1" ...; None: graphics cards
 
 # %% ../../nbs/6_lab/04_runner.ipynb #1b834d7e
 def _results(s:Setup)->dict: # name -> what a run gave, or why it cannot be used
-    return read_results(s.grid.results, s.runs, s.out)
+    clip = Path(clip_of(s.grid.profile, s.places.get("clip", ""))).name
+    return read_results(s.grid.results, s.runs, s.out, clip)
 
 def _to_run(s:Setup, had:dict, rerun_stale=False)->list: # of `Run`
     "Those without usable results; `had` as `_results` gives."
