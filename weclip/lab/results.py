@@ -170,7 +170,8 @@ def _fault(result, damaged:str, run:Run, clip:str)->str: # "" if the result can 
     if result is None: return f"damaged: {damaged}" if damaged else "missing"
     if result["faults"]: return f"damaged: {'; '.join(result['faults'])}"
     if result["code"] != code_digest(): return f"stale: made by code {result['code']}, this is {code_digest()}"
-    if result["backbone"] != clip: return f"stale: made with the CLIP {result['backbone']!r}, not with {clip!r}"
+    if clip and result["backbone"] != clip:
+        return f"stale: made with the CLIP {result['backbone']!r}, not with {clip!r}"
     lost = [str(s) for s in run.scores if s.split not in result["blind"] and str(s) not in result["scores"]]
     return f"missing: score {', '.join(lost)}" if lost else ""
 
