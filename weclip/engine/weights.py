@@ -302,7 +302,7 @@ def digest_of(tensors, # of weights
     return digest.hexdigest()[:12]
 
 def fingerprint(clip:FrozenCLIP, # image tower
-                former=False     # as files of version 0.2 and before have it: of three tensors
+                former=False     # as older files have it: of three tensors
     )->str:                      # 12 hexadecimal digits
     "Names the weights of an encoder, and its activation function, which is no weight."
     v = clip.visual
