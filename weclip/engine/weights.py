@@ -263,6 +263,9 @@ def build(clip="tiny",         # as in `load_backbone`
         cfg = preset("scenes") if is_tiny else preset("voc", n_blocks=tower.n_blocks, patch=tower.patch)
     if not isinstance(classes, ClassSet):
         classes = get_classes(classes or cfg.classes)
+    if not classes.background:
+        raise ValueError(f"classes: expected background words (sky, wall ...) beside the classes of {classes.name!r}, "
+                         "got none; without a rival the only tag of a picture has an empty CAM")
     for texts in (classes.fg_texts, classes.bg_texts):
         tokens_of(tokenizer, texts)
     _warn(tower, cfg, classes, tokenizer)
