@@ -324,7 +324,7 @@ def test_a_fingerprint_is_of_all_weights_and_the_activation():
         block.mlp.gelu = torch.nn.GELU()
     assert frozen_weights(other) != mark
 
-def test_a_model_of_version_02_is_opened(tmp_path):
+def test_a_model_with_the_former_fingerprint_is_opened(tmp_path):
     model = build("tiny")
     about = dict(describe(model), fingerprint=frozen_weights(model, former=True))
     write_model(tmp_path/"model.safetensors", about, model.decoder.state_dict())

@@ -153,6 +153,27 @@ def test_later_fields_rename_no_run():
     others = {}, dict(amp="bf16"), dict(amp="fp16"), dict(clip_grad=1.), dict(tf32=True)
     assert len({run_name(preset("scenes", seed=1, **settings)) for settings in others}) == 5
 
+def test_equal_settings_are_one_run():
+    "A zero of --set dropout=0 is an integer: it named another run than dropout=0."
+    plain = run_name(Config())
+    same = (dict(par_scale=1), dict(scales=(1, .75)), dict(crf_pos=(3., 3.)), dict(lam=.1))
+    for settings in same:
+        assert run_name(Config(**settings)) == plain and Config(**settings) == Config()
+    for name in ("dropout", "lam", "cam_floor"):
+        assert run_name(Config(**{name: 0})) == run_name(Config(**{name: 0.}))
+    options = [run_name(Config(loss="plus", options=(("loss.dice", value),))) for value in (1, 1., 2, 1.5)]
+    assert options[0] == options[1] and len(set(options)) == 3
+    assert type(Config(scale=(1, 2)).scale[0]) is float and type(Config(crf_bi=(64., 5, 4)).crf_bi[0]) is int
+
+def test_a_class_set_without_background_words_is_refused():
+    "The only tag of a picture then has the score 1, and a CAM without a gradient."
+    pets = ClassSet("pets", ("cat", "dog"), ("cat", "dog"))
+    with pytest.raises(ValueError, match="background"):
+        build("tiny", preset("scenes"), pets)
+    model = build("tiny")
+    with pytest.raises(ValueError, match="text_bg: expected at least one background word"):
+        WeCLIP(model.clip, model.text_fg, model.text_bg[:0], model.classes, model.cfg)
+
 # ---- TF32
 
 def precision():

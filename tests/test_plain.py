@@ -4,6 +4,7 @@ The definitions that `plain_loss` and `plain_predict` need are collected from th
 without the package.
 """
 import ast
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,6 +99,14 @@ def test_a_step_is_that_of_the_model(plain, dynamic):
     copied = plain.plain_loss(model, batch, dynamic)
     assert torch.stack(copied).allclose(torch.stack(ours), atol=1e-3)
     assert gradients(model, copied).allclose(gradients(model, ours), atol=1e-3)
+
+@pytest.mark.parametrize("settings", [dict(par_scale=.5), dict(alpha=1), dict(refine="none"), dict(pad_ignore=True)])
+def test_what_the_plain_step_has_no_form_for_is_refused(plain, settings):
+    "It gave the released losses, whatever the settings said."
+    model, batch, _ = inputs(quick=True, size=48)
+    model.cfg = replace(model.cfg, **settings)
+    with pytest.raises(ValueError, match=f"released value of {next(iter(settings))}"):
+        plain.plain_loss(model, batch)
 
 def test_a_prediction_is_that_of_the_model(plain):
     model, batch, _ = inputs(quick=True, size=48)

@@ -16,7 +16,8 @@ from weclip.method.cam import gradcam
 from weclip.method.rfm import (
     affinity_map, box_mask, components, disagreement, gate, gated_mean, is_dynamic, refine_cam, refining_map, rfm,
     sinkhorn, transition)
-from weclip.method.par import affinity, diffuse, offsets, par, pseudo_labels, upsample_cam, winner, with_background
+from weclip.method.par import (
+    affinity, diffuse, offsets, par, plain_par, pseudo_labels, upsample_cam, winner, with_background)
 from weclip.method.losses import aff_loss_ce, aff_loss_l1, affinity_label, seg_loss_balanced, seg_loss_ce, total_loss
 from weclip.method.metrics import confusion, iou, mean_iou, scores
 from weclip.data.pictures import NORMS, crop_pad, preprocess, random_crop
@@ -692,3 +693,13 @@ def test_dtype_follows_the_input():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         results = of_kind(dtype)
         assert not [name for name, out in results.items() if out.dtype != dtype or not out.isfinite().all()], dtype
+
+def test_par_of_a_flat_picture_is_finite_in_every_precision():
+    "Padding is black: in float16 the plain form, which a GPU runs, divided 0 by 0 on half of such a crop."
+    img = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    img[:, :, 10:] = 0
+    masks = torch.rand(1, 2, 24, 24, generator=torch.Generator().manual_seed(1))
+    want = plain_par(img, masks, 2, (1, 2, 4))
+    for dtype, eps in ((torch.float16, .02), (torch.bfloat16, .1)):
+        got = plain_par(img.to(dtype), masks.to(dtype), 2, (1, 2, 4))
+        assert got.isfinite().all() and (got.float() - want).abs().max() < eps

@@ -247,7 +247,7 @@ class FrozenSecond(nn.Module):
         return {f"model.{name}": v for name, v in found.items() if v not in ("", "dinov2")}
 
     def fingerprint(self,
-        former=False # as files of version 0.2 and before have it: of three tensors
+        former=False # as older files have it: of three tensors
         )->str:      # 12 hexadecimal digits
         "Names its weights."
         if isinstance(self.tower, FrozenCLIP): return fingerprint(self.tower, former)

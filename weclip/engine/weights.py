@@ -263,6 +263,9 @@ def build(clip="tiny",         # as in `load_backbone`
         cfg = preset("scenes") if is_tiny else preset("voc", n_blocks=tower.n_blocks, patch=tower.patch)
     if not isinstance(classes, ClassSet):
         classes = get_classes(classes or cfg.classes)
+    if not classes.background:
+        raise ValueError(f"classes: expected background words (sky, wall ...) beside the classes of {classes.name!r}, "
+                         "got none; without a rival the only tag of a picture has an empty CAM")
     for texts in (classes.fg_texts, classes.bg_texts):
         tokens_of(tokenizer, texts)
     _warn(tower, cfg, classes, tokenizer)
@@ -302,7 +305,7 @@ def digest_of(tensors, # of weights
     return digest.hexdigest()[:12]
 
 def fingerprint(clip:FrozenCLIP, # image tower
-                former=False     # as files of version 0.2 and before have it: of three tensors
+                former=False     # as older files have it: of three tensors
     )->str:                      # 12 hexadecimal digits
     "Names the weights of an encoder, and its activation function, which is no weight."
     v = clip.visual

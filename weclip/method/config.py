@@ -37,14 +37,14 @@ class Config:
     use_aff: bool = True          # A_f in Eq. (7), Table 6
     use_gate: bool = True         # G in Eq. (7), Table 6
     use_attn: bool = True         # A_s in Eq. (7), Table 6
-    n_static: int = 8             # attention maps averaged before the switch (CLIP-ES [29])
+    n_static: int = 8             # maps averaged before the switch [29]. Paper: 7, from N_0 on
     n_dynamic: int = 6            # last maps, offered to the filter; COCO 10. Paper: N_0 = 6, so 7
     signed: bool = True           # S^l of Eq. (5) signed, as printed; False: |A_f - A_s^l|
     sinkhorn_iters: int = 3       # rounds of column, then row normalisation [29]
     alpha: int = 2                # power of the transition matrix, Eq. (8), §4.2
     switch: int = 9144            # first dynamic iteration, counted from 0; COCO 40000. Paper: 0
     # --- pseudo labels
-    par_iters: int = 20           # PAR iterations. Paper: those of [39]
+    par_iters: int = 20           # PAR iterations. Paper: those of [39], and no number
     par_dilations: tuple = (1, 2, 4, 8, 12, 24)  # pixels
     par_scale: float = 1.0        # side of PAR's working picture, relative to the labels
     # --- decoder
@@ -86,7 +86,9 @@ class Config:
 
     def __post_init__(self):
         for field in fields(self):
-            _check(field.name, getattr(self, field.name), type(field.default))
+            value = getattr(self, field.name)
+            _check(field.name, value, type(field.default))
+            object.__setattr__(self, field.name, _as_default(value, field.default))
         object.__setattr__(self, "options", _ordered(self.options))
 
 CHOICES = dict(norm=("imagenet", "clip"), pool=("patches", "cls"), seg_loss=("balanced", "ce"),
@@ -102,6 +104,16 @@ def _check(name:str, value, kind:type)->None:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     if name in CHOICES and value not in CHOICES[name]:
         raise ValueError(f"{name}: expected one of {CHOICES[name]}, got {value!r}")
+
+def _as_default(value, default): # of the same kind: 0 and 0. are one setting, and one name of a run
+    "A number as its default is written."
+    if type(default) is float: return float(value)
+    kinds = {type(x) for x in default} if isinstance(default, tuple) else set()
+    if kinds == {float} and all(type(x) in (int, float) for x in value):
+        return tuple(float(x) for x in value)
+    if kinds == {int} and all(type(x) is float and x.is_integer() or type(x) is int for x in value):
+        return tuple(int(x) for x in value)
+    return value
 
 def _ordered(options:tuple)->tuple: # the same in any order is the same run
     "Options by their names; what is no pair of a name and a value is refused."
@@ -211,11 +223,16 @@ LATER = dict(  # younger than the first results
     labels="par", loss="seg_aff", model="weclip", options=[])
 FORMER = dict(refine=dict(rfm=True, none=False))  # what a name was when the first results were made
 
+def _plain_number(value): # 1. as 1: what an option's default is, only its function knows
+    return int(value) if type(value) is float and value.is_integer() else value
+
 def run_name(cfg:Config # any settings
     )->str:
     "Ten hexadecimal digits that name the run of `cfg`."
     d = {name: v for name, v in to_dict(cfg).items() if name not in LATER or v != LATER[name]}
     d |= {name: values.get(d[name], d[name]) for name, values in FORMER.items()}
+    if "options" in d:
+        d["options"] = [[name, _plain_number(value)] for name, value in d["options"]]
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:10]
 
 # %% ../../nbs/1_method/00_config.ipynb #942cc9ec
