@@ -1,8 +1,14 @@
 """Frozen features on disk: the same learning and the same scores, computed once, all or nothing."""
 import numpy as np, pytest, torch
 import weclip.engine.cache as c
+from weclip.machine import FEATURES
 from weclip.method import seams
+from weclip.method.batch import group
+from weclip.method.cam import gradcam
+from weclip.method.clip import FrozenCLIP
 from weclip.method.config import preset
+from weclip.method.model import WeCLIP
+from weclip.data.pictures import preprocess
 from weclip.data.voc import batches, open_data
 from weclip.world.scenes import write_scenes
 from weclip.engine.weights import build
@@ -85,6 +91,12 @@ def test_other_code_is_another_file(root, tmp_path, monkeypatch):
     tokens = KeptTokens(tmp_path, m).folder
     monkeypatch.undo()
     assert KeptTokens(tmp_path, m).folder != tokens
+
+def test_all_that_makes_a_feature_is_in_its_name():
+    named = {f"weclip.{module}" for module in FEATURES}
+    makers = (WeCLIP.encode, WeCLIP.cams, WeCLIP.tokens, seams.paper_cam, gradcam, FrozenCLIP.encode, preprocess, group,
+              open_data, c._encode_rows)
+    assert {maker.__module__ for maker in makers} <= named
 
 def test_complete_features_may_lie_where_nobody_may_write(root, tmp_path, monkeypatch):
     m = model()

@@ -87,16 +87,18 @@ def test_label_maps_replace_no_picture_and_no_mask(root, tmp_path, capsys):
     own = ["pseudo", "--images", str(tmp_path/"p"), "--tags", str(tmp_path/"tags.csv"), "--clip", "tiny"]
     voc = ["pseudo", str(tmp_path/"voc"), "--train-split", "train", *TINY]
     regions = tmp_path/"voc"/"SegmentationClassAug"
+    shutil.copytree(regions, tmp_path/"q")  # masks that vote, a map for each picture
     before = bytes_of(tmp_path)
-    for args, out in ((own, tmp_path/"p"), (voc, regions), ([*voc, "--masks", str(tmp_path/"q")], tmp_path/"q")):
-        (tmp_path/"q").mkdir(exist_ok=True)
+    for args, out, says in ((own, tmp_path/"p", "would overwrite it"), (voc, regions, "holds the data's own masks"),
+                            ([*voc, "--masks", str(tmp_path/"q")], tmp_path/"q", "holds the data's own masks")):
         assert main([*args, "--out", str(out), "--device", "cpu"]) == 2
-        err = capsys.readouterr().err
-        assert "name another folder" in err or "expected" in err
-        assert bytes_of(tmp_path) == before
+        assert says in capsys.readouterr().err and bytes_of(tmp_path) == before
     listed = str(tmp_path/"voc"/"ImageSets"/"Segmentation"/"train.txt")
     assert main(["predict", listed, "--out", str(regions), "--no-crf", "--device", "cpu"]) == 2
     assert "holds the data's own masks" in capsys.readouterr().err and bytes_of(tmp_path) == before
+    mine = tmp_path/"voc"/"SegmentationClassPseudo"  # no folder of the data's own
+    for _ in range(2):
+        assert main([*voc, "--out", str(mine), "--device", "cpu"]) == 0
 
 def test_label_maps_of_a_trained_model_follow_set(root, run, tmp_path, capsys):
     "Everything but --checkpoint was read, checked and thrown away: box_thr had no effect on the label maps."
@@ -106,6 +108,8 @@ def test_label_maps_of_a_trained_model_follow_set(root, run, tmp_path, capsys):
     assert main([*args, "--out", str(tmp_path/"b"), "--set", "refine=none", "par_iters=1"]) == 0
     maps = [[p.read_bytes() for p in sorted((tmp_path/out).iterdir())] for out in "ab"]
     assert len(maps[0]) == len(maps[1]) and maps[0] != maps[1]
+    voting = ["--masks", str(root/"SegmentationClassAug"), "--set", "labels.min_share=.6"]
+    assert main([*args, "--out", str(tmp_path/"voted"), *voting]) == 0
     for odd, says in ((["--set", "d=32"], "expected a setting of the labels"),
                       (["--recipe", "paper"], "expected no --profile"),
                       (["--profile", "coco"], "expected no --profile"),

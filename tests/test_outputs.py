@@ -468,8 +468,9 @@ def test_a_folder_of_a_model_is_read_again_when_it_has_changed(tmp_path):
 def learnt(model): return torch.cat([p.detach().flatten().cpu() for p in model.decoder.parameters()])
 
 def test_authors_checkpoints_have_one_architecture():
-    for other in (dict(arch="ViT-L-14"), dict(second_weights="second.pt")):
-        with pytest.raises(ValueError, match="alone for a checkpoint of the authors"):
+    for other, says in ((dict(arch="ViT-L-14"), "expected ViT-B-16-quickgelu for a checkpoint of the authors"),
+                        (dict(second_weights="second.pt"), "load_released_plus")):
+        with pytest.raises(ValueError, match=says):
             open_checkpoint("theirs.pth", **other)
 
 def test_drawn_scenes_with_the_shipped_decoder():

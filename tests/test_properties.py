@@ -696,10 +696,14 @@ def test_dtype_follows_the_input():
 
 def test_par_of_a_flat_picture_is_finite_in_every_precision():
     "Padding is black: in float16 the plain form, which a GPU runs, divided 0 by 0 on half of such a crop."
-    img = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    img[:, :, 10:] = 0
+    half = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    half[:, :, 10:] = 0
+    lone = torch.zeros(1, 3, 24, 24)
+    lone[..., 12, 12] = 1  # no neighbour is like it
     masks = torch.rand(1, 2, 24, 24, generator=torch.Generator().manual_seed(1))
-    want = plain_par(img, masks, 2, (1, 2, 4))
-    for dtype, eps in ((torch.float16, .02), (torch.bfloat16, .1)):
-        got = plain_par(img.to(dtype), masks.to(dtype), 2, (1, 2, 4))
-        assert got.isfinite().all() and (got.float() - want).abs().max() < eps
+    for img in (half, lone):
+        want = plain_par(img, masks, 2, (1, 2, 4))
+        for dtype, eps in ((torch.float16, .02), (torch.bfloat16, .1)):
+            for form in (plain_par, par):
+                got = form(img.to(dtype), masks.to(dtype), 2, (1, 2, 4))
+                assert got.dtype == dtype and got.isfinite().all() and (got.float() - want).abs().max() < eps

@@ -7,7 +7,7 @@ import torch
 
 import weclip.world.tinyclip as tinyclip
 from weclip.world.classifier import class_logits, load_classifier, new_classifier, train_classifier
-from weclip.world.tinyclip import pretraining_set, save_tiny, schedule, tiny_clip, train_tiny, zero_shot
+from weclip.world.tinyclip import pretraining_set, save_tiny, tiny_clip, train_tiny, zero_shot
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 FEW = dict(n_pictures=8, bs=4, horizon=64, cool=8, full_share=.5, every=1, workers=1)
@@ -49,14 +49,35 @@ def test_pictures_are_drawn_once(tmp_path):
     assert (a["img"] == b["img"]).all() and file.stat().st_mtime_ns == stamp and a["facts"].any()
     assert not (a["img"] == other["img"]).all() and (fewer["img"] == a["img"][:3]).all()
 
-def test_a_training_of_any_length_learns_and_is_cooled():
-    for steps in (10, 300, 1500, 3000):
-        rates = [schedule(i, steps, max(2031, steps), steps//2) for i in range(steps)]
-        assert min(rates[:steps//2]) > 0 and 0 < rates[-1] < max(rates)/2
+def rates_of(folder, samples, monkeypatch, **how):
+    "Learning rates of a training, relative to their peak."
+    rates = []
+    real = tinyclip._save
+    def seen(folder, step, bs, model, parts, *rest):
+        rates.append(parts[0].param_groups[0]["lr"]/parts[0].defaults["lr"])
+        return real(folder, step, bs, model, parts, *rest)
+    with monkeypatch.context() as patch:
+        patch.setattr(tinyclip, "_save", seen)
+        train_tiny(folder, samples, n_pictures=8, bs=4, every=1, full_share=.5, workers=1, **how)
+    return rates
+
+def test_a_training_of_any_length_learns_and_is_cooled(tmp_path, monkeypatch):
+    "One that was shorter than the full one was cooled down to 0 from its first step, or divided by 0."
+    for samples in (16, 32):
+        rates = rates_of(tmp_path/str(samples), samples, monkeypatch)
+        steps = samples//4
+        assert len(rates) == steps and min(rates[:-1]) > 0 and rates[-1] == 0
+        rising = [step/200 for step in range(2, steps + 2)]  # of the warm-up
+        assert rates[:steps//2 - 1] == pytest.approx(rising[:steps//2 - 1], rel=1e-3)
+    longer = rates_of(tmp_path/"longer", 64, monkeypatch, horizon=16)
+    assert min(longer[:-1]) > 0  # a cosine that ended at 16 samples would be 0 from there on
 
 def test_a_cool_down_begins_before_the_end(tmp_path):
     with pytest.raises(ValueError, match="cool: expected fewer than the 16 samples"):
         train_tiny(tmp_path, samples=16, **FEW | dict(cool=16))
+    with pytest.raises(ValueError, match="samples: expected at least one step of 4, got 3"):
+        train_tiny(tmp_path, samples=3, **FEW)
+    assert not list(tmp_path.iterdir())  # before anything is drawn
     by_default = {name: value for name, value in FEW.items() if name != "cool"}
     train_tiny(tmp_path, samples=8, **by_default)
 

@@ -246,7 +246,9 @@ method.classes method.batch method.clip method.decoder method.cam method.rfm met
 method.model method.metrics data.pictures data.voc world.scenes world.tinyclip engine.weights engine.cache
 engine.parallel engine.train engine.supervised engine.infer engine.pseudo engine.job
 """.split()  # settings are not in it: they name the run
-FEATURES = "method.batch method.clip method.cam data.pictures data.voc engine.cache".split()
+FEATURES = """
+method.batch method.clip method.cam method.seams method.model data.pictures data.voc engine.cache
+""".split()  # what makes a frozen feature
 
 def syntax(node # of the standard library's `ast`
     ):          # nested lists of what it says; empty fields are left out, as some versions of Python do not have them
@@ -285,7 +287,7 @@ def _definitions_of(modules)->bytes: # of the package; in which of them somethin
 @lru_cache
 def feature_digest(
     )->str: # 12 hexadecimal digits
-    "Names the code that makes a frozen feature of a picture, which no change of the decoder or its training touches."
+    "Names the code that makes a frozen feature of a picture; decoder, refinement and losses are not in it."
     return hashlib.sha256(_definitions_of(FEATURES)).hexdigest()[:12]
 
 @lru_cache

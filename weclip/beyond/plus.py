@@ -29,7 +29,7 @@ from ..data.voc import get_classes
 from ..world.tinyclip import tiny_clip
 from ..world.classifier import load_classifier, new_classifier
 from ..engine.weights import (
-    build, convert_official, digest_of, fingerprint, load_decoder, parameters_of, read_weights)
+    build, convert_official, digest_of, fingerprint, load_decoder, parameters_of, read_weights, remembered)
 from .rfm_plus import cross_loss, plus_loss
 
 # %% ../../nbs/8_beyond/04_plus.ipynb #70004c4b
@@ -251,12 +251,11 @@ class FrozenSecond(nn.Module):
         )->str:      # 12 hexadecimal digits
         "Names its weights."
         if isinstance(self.tower, FrozenCLIP): return fingerprint(self.tower, former)
+        tower = self.tower
         if former:
-            tower = self.tower
             parts = [tower.patch_embed.proj.weight, tower.pos_embed, tower.blocks[-1].mlp.fc2.weight]
-        else:
-            parts = parameters_of(self.tower)
-        return digest_of(parts, self.offset)  # other positions, other tokens
+            return digest_of(parts, self.offset)  # other positions, other tokens
+        return remembered(tower, lambda: digest_of(parameters_of(tower), self.offset))
 
 def _other_norm(given:tuple, own:tuple)->Tensor: # factor and shift, (2, 3, 1, 1)
     "From one mean and deviation of R, G and B to another; 1 and 0 where they are the same."

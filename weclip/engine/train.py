@@ -112,19 +112,19 @@ def load_checkpoint(path,         # file of `save_checkpoint`
         about = dict(state["about"])
         config = to_dict(from_dict(about["config"]))
         classes = ClassSet(**about["classes"])
-        backbone = about["fingerprint"]
+        about["fingerprint"] = str(about["fingerprint"])
         modules = dict(about.get("modules", {}))
     except Exception as e:
         raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({type(e).__name__}: {str(e)[:80]}); "
                          "delete it to start again") from e
-    _check_same_run(path, model, i, config, classes, backbone, modules)
+    _check_same_run(path, model, i, config, classes, about, modules)
     load_decoder(model.decoder, decoder, path)
     _load_moments(opt, opt_state, path)
     if scaler and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     return i, history
 
-def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:ClassSet, backbone:str,
+def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:ClassSet, about:dict,
                     modules:dict)->None:
     "Refuse what a checkpoint was not made with."
     now = describe(model, "run")
@@ -143,8 +143,8 @@ def _check_same_run(path, model:WeCLIP, i:int, config:dict, classes:ClassSet, ba
         was = getattr(classes, words)
         given = getattr(model.classes, words)
         if was != given: raise ValueError(f"{path}: expected the {words} of the run in this folder, {was}, got {given}")
-    if not has_encoder(model, backbone):
-        raise ValueError(f"{path}: expected the backbone {backbone}, got {now['fingerprint']}")
+    if not has_encoder(model, about):
+        raise ValueError(f"{path}: expected the backbone {about['fingerprint']}, got {now['fingerprint']}")
     if not 0 <= i <= model.cfg.iters:
         raise ValueError(f"{path}: expected 0 to {model.cfg.iters} iterations done, got {i}; delete it to start again")
 

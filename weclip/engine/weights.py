@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLAIN', 'ARCH', 'why_not', 'arch_config', 'tower_size', 'plain_vit', 'published_archives', 'read_weights', 'new_clip',
            'tokenizer_for', 'load_clip', 'tokens_of', 'shared_texts', 'load_backbone', 'build', 'parameters_of',
-           'digest_of', 'fingerprint', 'frozen_weights', 'has_encoder', 'describe', 'save_model', 'write_model',
-           'read_model', 'load_model', 'check_modules', 'load_decoder', 'convert_official', 'decoder_from_official',
-           'load_released']
+           'digest_of', 'remembered', 'fingerprint', 'frozen_weights', 'has_encoder', 'describe', 'save_model',
+           'write_model', 'read_model', 'load_model', 'check_modules', 'load_decoder', 'convert_official',
+           'decoder_from_official', 'load_released']
 
 # %% ../../nbs/4_engine/00_weights.ipynb #71c6212f
 from dataclasses import asdict, replace
@@ -304,26 +304,45 @@ def digest_of(tensors, # of weights
         digest.update(str(word).encode())
     return digest.hexdigest()[:12]
 
+def remembered(tower:nn.Module, # frozen
+               compute          # function without arguments
+    )->str:                     # what it gave
+    "What was computed of a tower's weights, once more if they have changed since."
+    stamp = [(p.data_ptr(), p._version) for p in tower.parameters()]
+    before, found = tower.__dict__.get("_remembered", (None, ""))
+    if stamp == before: return found
+    found = compute()
+    tower.__dict__["_remembered"] = stamp, found
+    return found
+
 def fingerprint(clip:FrozenCLIP, # image tower
                 former=False     # as older files have it: of three tensors
     )->str:                      # 12 hexadecimal digits
     "Names the weights of an encoder, and its activation function, which is no weight."
     v = clip.visual
-    if former: return digest_of([v.conv1.weight, v.proj, v.transformer.resblocks[-1].mlp.c_proj.weight])
-    return digest_of(parameters_of(v), type(v.transformer.resblocks[0].mlp.gelu).__name__)
+    blocks = v.transformer.resblocks
+    if former: return digest_of([v.conv1.weight, v.proj, blocks[-1].mlp.c_proj.weight])
+    return remembered(v, lambda: digest_of(parameters_of(v), type(blocks[0].mlp.gelu).__name__))
 
 def frozen_weights(model:WeCLIP, # with or without a second backbone
                    former=False  # as in `fingerprint`
     )->str:                      # 12 hexadecimal digits each, joined by +
     "Names the weights of all encoders of a model."
+    own = fingerprint(model.clip, former)
     second = getattr(model, "second", None)
-    return fingerprint(model.clip, former) + (f"+{second.fingerprint(former)}" if second else "")
+    if not second: return own
+    other = second.fingerprint(former=True) if former else second.fingerprint()
+    return f"{own}+{other}"
 
 def has_encoder(model:WeCLIP, # built
-                mark:str      # of `frozen_weights`, as a file notes it
+                about:dict    # of `describe`, from a file
     )->bool:
     "Was a file made on the encoders of this model?"
-    return frozen_weights(model) == mark or frozen_weights(model, former=True) == mark
+    mark = about["fingerprint"]
+    if frozen_weights(model) == mark: return True
+    noted = str(about.get("arch") or ARCH).replace("/", "-")
+    is_noted = noted == (model.clip.arch or ARCH)  # which the former fingerprint did not tell
+    return is_noted and frozen_weights(model, former=True) == mark
 
 def describe(model:WeCLIP, # to be written down
              backbone=None # as in `load_backbone`; None: what it was built with
@@ -384,7 +403,7 @@ def load_model(path,     # file of `save_model`
         model = build(clip or _noted(backbone, arch, path), cfg, classes, arch, **parts)
     except ValueError as e:
         raise ValueError(f"{path}: {e}; it was trained on the backbone {backbone} ({mark})") from e
-    if not has_encoder(model, mark):
+    if not has_encoder(model, about):
         raise ValueError(f"{path}: expected the backbone {backbone} ({mark}) it was trained on, "
                          f"got {clip or backbone} ({frozen_weights(model)})")
     load_decoder(model.decoder, state, path)

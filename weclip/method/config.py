@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PAPER', 'PAPER_COCO', 'MENDED', 'PLUS', 'PLUS_COCO', 'RECIPES', 'ON_COCO', 'PROFILES', 'LATER', 'FORMER',
-           'MODES', 'STAGES', 'TEXTS', 'EVALUATION', 'Config', 'fit_tower', 'preset', 'to_dict', 'from_dict', 'as_now',
-           'run_name', 'snapshot_file', 'one_of', 'Score', 'read_score']
+           'MODES', 'STAGES', 'TEXTS', 'EVALUATION', 'Config', 'fit_tower', 'preset', 'is_replaced', 'to_dict',
+           'from_dict', 'as_now', 'run_name', 'snapshot_file', 'one_of', 'Score', 'read_score']
 
 # %% ../../nbs/1_method/00_config.ipynb #94580456
 from dataclasses import asdict, dataclass, fields, replace
@@ -175,10 +175,13 @@ def preset(profile:str="voc",     # data set: voc | coco | own | scenes | scenes
         merged |= ON_COCO.get(recipe, {})
     usual = fit_tower(Config(**merged), n_blocks, patch)
     cfg = replace(usual, **fields_given)
-    kept = [(name, value) for name, value in cfg.options if not _is_replaced(name, usual, cfg)]
+    kept = [(name, value) for name, value in cfg.options if not is_replaced(name, usual, cfg)]
     return replace(cfg, options=(*kept, *options.items()))
 
-def _is_replaced(option:str, usual:Config, cfg:Config)->bool:
+def is_replaced(option:str,   # name, e.g. affinity.tau
+                usual:Config, # before
+                cfg:Config    # after
+    )->bool:
     "Is it an option of a function that another one has taken the place of?"
     place = option.partition(".")[0]
     return getattr(usual, place, None) != getattr(cfg, place, None)

@@ -25,7 +25,8 @@ from .seams import check_seams, register, seam
 # %% ../../nbs/1_method/10_model.ipynb #e7fe10f7
 NOT_READ = ("cam", "affinity", "refine", "labels", "loss", "options", "cam_floor", "box_open",
             "use_aff", "use_gate", "use_attn", "signed", "sinkhorn_iters", "alpha", "par_scale",
-            "seg_loss", "aff_loss", "pad_ignore")  # by `plain_loss`, which has one value of each
+            "seg_loss", "aff_loss", "pad_ignore", "model", "supervised", "amp",
+            "tf32")  # by `plain_loss`, which has one value of each
 
 def _check_released(cfg)->None:
     "Refuse settings that the plain form has no other form for."

@@ -162,9 +162,11 @@ def open_checkpoint(path,         # model.safetensors, a folder of `save_pretrai
     if Path(path).is_dir() or name.startswith("hf:"):
         return from_pretrained(name.removeprefix("hf:"), clip, arch, second_weights)
     if name.endswith((".pth", ".pt")):
-        if arch not in (None, ARCH) or second_weights:
-            raise ValueError(f"{path}: expected {ARCH} alone for a checkpoint of the authors, "
-                             f"got {second_weights or arch}")
+        if second_weights:
+            raise ValueError(f"{path}: a checkpoint of the authors' with a second backbone is read by "
+                             "weclip.load_released_plus")
+        if (arch or ARCH).replace("/", "-") != ARCH:
+            raise ValueError(f"{path}: expected {ARCH} for a checkpoint of the authors', got {arch}")
         return load_released(clip or "openai", path, classes or "voc")
     return load_model(path, clip, arch, second_weights)
 

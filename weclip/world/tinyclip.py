@@ -249,7 +249,7 @@ def schedule(i,       # step
     "Learning rate as a share of its peak: warm-up, cosine, linear cool-down to zero at the end."
     warm = min(1, (i + 1)/200)
     cosine = .5 + .5*math.cos(math.pi*min(1, i/horizon))
-    cooling = min(1, max(0, (steps - i)/(steps - cool)))
+    cooling = min(1, max(0, (steps - i)/max(1, steps - cool)))
     return warm*cosine*cooling
 
 def clip_loss(model,    # open_clip CLIP in training mode
@@ -285,14 +285,15 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
     "Train the tiny CLIP, or continue where a checkpoint in `folder` stands."
     folder = Path(folder)
     steps = samples//bs
+    cool = _cool_down(samples, cool, bs)
     about = dict(seed=seed, n_pictures=n_pictures, bs=bs, model=new.__name__)
+    _check_training(folder/"checkpoint.pt", about)
     data = pretraining_set(folder/"pictures", n_pictures, seed, workers)
     model = new(seed).to(device)
     opts = optimisers(model)
-    cool = _cool_down(samples, cool, bs)
     def rate(i): return schedule(i, steps, max(horizon, samples)//bs, cool)
     parts = [*opts, *(torch.optim.lr_scheduler.LambdaLR(opt, rate) for opt in opts)]
-    first = _resume(folder/"checkpoint.pt", model, parts, about)
+    first = _resume(folder/"checkpoint.pt", model, parts)
     few_patches = open_clip.transformer.PatchDropout(1 - 56/196)
     bar = tqdm(total=steps*bs, initial=first*bs, unit="img", desc="tiny CLIP")
     for step in range(first, steps):
@@ -314,18 +315,23 @@ def train_tiny(folder,             # pictures, checkpoints and the log go here
     return model.eval()
 
 def _cool_down(samples, cool, bs)->int: # step at which it begins
+    if 0 < samples < bs: raise ValueError(f"samples: expected at least one step of {bs}, got {samples}")
     cool = samples//2 if cool is None else cool
     if samples and cool//bs >= samples//bs:
         raise ValueError(f"cool: expected fewer than the {samples} samples of the run, got {cool}")
     return cool//bs
 
-def _resume(path:Path, model, parts, about:dict)->int:
+def _check_training(path:Path, about:dict)->None:
+    "Refuse the checkpoint of another training."
+    if not path.exists(): return
+    before = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("about", {})
+    differ = [f"{name} was {was}, now {about[name]}" for name, was in before.items() if was != about[name]]
+    if differ: raise ValueError(f"{path}: is of another training ({', '.join(differ)}); name another folder")
+
+def _resume(path:Path, model, parts)->int:
     "Steps done, 0 without a checkpoint; loads it into the model, its optimisers and their schedules."
     if not path.exists(): return 0
     state = torch.load(path, map_location="cpu", weights_only=True)  # each part moves what it needs
-    differ = [f"{name} was {was}, now {about[name]}" for name, was in state.get("about", {}).items()
-              if was != about[name]]
-    if differ: raise ValueError(f"{path}: is of another training ({', '.join(differ)}); name another folder")
     model.load_state_dict(state["model"])
     for part, saved in zip(parts, state["rest"]):
         part.load_state_dict(saved)
