@@ -172,8 +172,8 @@ def settings_of(set:tuple=(), # single settings, e.g. lr=1e-3 switch=0
 
 @delegates(settings_of)
 def config_of(images=None,       # folder of the user's own pictures, if they are the data
-              clip="openai",     # the backbone, as in `open_source`
-              arch=ARCH,         # its architecture
+              clip:str=None,     # the backbone, as in `open_source`
+              arch:str=None,     # its architecture
               profile:str=None,  # settings for a data set: voc | coco | own | scenes (what suits the data and the CLIP)
               recipe="released", # released: the authors' code; paper: the text; mended: no slips; plus: WeCLIP+
               iters:int=None,    # iterations, the switch of the refinement in proportion (the profile's)
@@ -192,7 +192,7 @@ def config_of(images=None,       # folder of the user's own pictures, if they ar
         raise ValueError(f"--second: expected --recipe plus, which has a second backbone, got {recipe!r}")
     named = {"model.second": second, "model.second_weights": second_weights}
     more.update({name: value for name, value in named.items() if value})
-    tower = {} if clip == "tiny" else tower_size(arch)
+    tower = {} if clip == "tiny" else tower_size(arch or ARCH)
     return preset(profile, recipe, **tower, **more | settings_of(**kwargs))
 
 def _usual_profile(images, clip)->str:
