@@ -326,6 +326,12 @@ def test_a_fingerprint_is_of_all_weights_and_the_activation():
         block.mlp.gelu = torch.nn.GELU()
     assert frozen_weights(other) != mark
 
+def test_a_model_is_built_and_kept_in_inference_mode(tmp_path):
+    with torch.inference_mode():
+        model = build("tiny")
+        save_model(tmp_path/"model.safetensors", model)
+        assert frozen_weights(load_model(tmp_path/"model.safetensors")) == frozen_weights(build("tiny"))
+
 def test_a_model_with_the_former_fingerprint_is_opened(tmp_path):
     model = build("tiny")
     about = dict(describe(model), fingerprint=frozen_weights(model, former=True))
