@@ -577,7 +577,7 @@ def test_what_is_missing_at_the_end_is_missed_before_the_training(root, tmp_path
             (ImportError, "pydensecrf", {}),
             (FileNotFoundError, "server.txt", dict(scores=[*ms, Score("server", "ms")], blind=["server"])),
             (FileNotFoundError, "nowhere.txt", dict(scores=ms, val_split="nowhere")),
-            (TypeError, "longside", dict(scores=[Score("val", "ms", dict(longside=5))])))):
+            (ValueError, "longside", dict(scores=[Score("val", "ms", dict(longside=5))])))):
         with pytest.raises(error, match=says):
             job.run_job(model, root, tmp_path/str(k), say=len, **how)
 

@@ -287,7 +287,7 @@ def _definitions_of(modules)->bytes: # of the package; in which of them somethin
 @lru_cache
 def feature_digest(
     )->str: # 12 hexadecimal digits
-    "Names the code that makes a frozen feature of a picture; decoder, refinement and losses are not in it."
+    "Names the pages whose code makes a frozen feature; those of decoder, refinement and losses are not among them."
     return hashlib.sha256(_definitions_of(FEATURES)).hexdigest()[:12]
 
 @lru_cache

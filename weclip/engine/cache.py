@@ -38,7 +38,7 @@ def cache_files(folder,       # of the cache
     c = model.cfg
     stats = [(str(p), os.stat(p)) for p in data.images.values()]
     crops = [c.views, c.crop, c.scale, c.flip, [[path, s.st_size, s.st_mtime_ns] for path, s in stats]]
-    tokens = [feature_digest(), sources(c).get("model"), frozen_weights(model), c.n_feats, c.norm, c.tf32, *crops]
+    tokens = [*_encoded_by(model), c.norm, *crops]
     names = dict.fromkeys(_token_files(model), _digest(tokens))
     if not c.supervised:
         k = model.classes  # its words, not their features: those differ in the last bit with the number of threads
@@ -48,6 +48,11 @@ def cache_files(folder,       # of the cache
         if data.regions:
             names["regions"] = _digest([feature_digest(), *crops, *map(_stamps, data.regions.values())])
     return {k: Path(folder)/f"{k}-{name}.npy" for k, name in names.items()}
+
+def _encoded_by(model)->list:
+    "What tokens of given pixels depend on."
+    c = model.cfg
+    return [feature_digest(), sources(c).get("model"), frozen_weights(model), c.n_feats, c.tf32]
 
 def _stamps(path:Path)->list: # of a file, or of the files in a folder
     "What changes when a file is written again."
@@ -214,14 +219,8 @@ class KeptTokens(nn.Module):
         self.cfg = model.cfg
         self.patch = model.patch
         self.classes = model.classes
-        self.folder = Path(folder)/f"pictures-{_digest(self._made_by(model))}"
+        self.folder = Path(folder)/f"pictures-{_digest(_encoded_by(model))}"
         self.folder.mkdir(parents=True, exist_ok=True)
-
-    @staticmethod
-    def _made_by(model)->list:
-        "What tokens of given pixels depend on."
-        return [feature_digest(), sources(model.cfg).get("model"), frozen_weights(model), model.cfg.n_feats,
-                model.cfg.tf32]
 
     def tokens(self, img:Tensor # normalised, (B, 3, H, W)
         )->Frozen:              # float32 on its device

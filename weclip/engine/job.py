@@ -17,7 +17,8 @@ from pathlib import Path
 import json, os, platform, shutil, subprocess, time
 import numpy as np, open_clip, torch, weclip
 from ..machine import cache_dir, code_digest, device_name, used_gib, write_json
-from ..method.config import MODES, STAGES, TEXTS, Config, Score, preset, run_name, snapshot_file, to_dict
+from ..method.config import (
+    MODES, STAGES, TEXTS, Config, Score, from_dict, preset, run_name, snapshot_file, to_dict)
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
 from ..data.pictures import save_mask
@@ -335,7 +336,7 @@ def _write_results(model:WeCLIP, out:Path, start:float, made_by:tuple, facts:dic
 def _check_scored(model, root, scores, blind, shown, val_split, limit, regions)->None:
     "Look before a training at what is scored or shown after it: labels need tags, and regions if they vote in them."
     for s in scores:
-        replace(model.cfg, **s.settings)
+        from_dict({**to_dict(model.cfg), **s.settings})  # refuses what is no setting
     if any(s.mode == "crf" for s in scores):
         _densecrf()
     for split in {s.split for s in scores if s.split in blind} | {val_split}:
