@@ -71,7 +71,7 @@ def parts(out, device, quick):
     bench = ["-m", "weclip", "bench", "--device", device, "--out", out/"measured.json"]
     tests = ["-m", "pytest", "-v", "-m", "cuda", "-p", "no:cacheprovider", ROOT/"tests"/"test_cuda.py"]
     fixed = dict(WECLIP_DEVICE=device, WECLIP_NOTES=out/"notes.jsonl", CUBLAS_WORKSPACE_CONFIG=":4096:8")
-    return dict(bench=(270, [*bench, "--quick", "--repeats", 1] if quick else bench, {}), tests=(180, tests, fixed))
+    return dict(tests=(120, tests, fixed), bench=(360, [*bench, "--quick", "--repeats", 1] if quick else bench, {}))
 
 def environment(packed, more):
     "This checkout and what travelled, before what is installed."
@@ -111,8 +111,11 @@ def measure(out, packed, device, quick):
 def keep(out):
     sys.path.insert(0, str(ROOT))
     from weclip.speed.bench import _store
+    notes = out/"notes.jsonl"
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    tests = {name: found for line in lines for name, found in json.loads(line).items()}
     for kind, result in json.loads((out/"measured.json").read_text()).items():
-        _store(ROOT/"nbs"/"7_speed"/"measured.json", kind, result)
+        _store(ROOT/"nbs"/"7_speed"/"measured.json", kind, dict(result, tests=tests) if tests else result)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
