@@ -38,8 +38,9 @@ def interval(a:dict, # seed -> percent, of a row
 
 # %% ../../nbs/6_lab/03_claims.ipynb #68fd92c6
 TOLD = ("*Same direction*: the 95 % interval lies above zero. *Paper's size excluded*: it holds zero and not the "
-        "paper's size. *Opposite*: it lies below zero. *Undecided*: it holds both. Intervals are over {} seeds; "
-        "pictures, CLIP and drawn world are the same in all of them.")
+        "paper's size. *Opposite*: it lies below zero. *Undecided*: it holds zero, and the paper's size where there "
+        "is one. Every interval stands for itself and is over {} seeds; pictures, CLIP and drawn world are the same "
+        "in all of them.")
 VERDICTS = ("same direction", "paper's size excluded", "opposite", "undecided")
 
 def verdict(effect:Effect,   # ours
@@ -218,10 +219,10 @@ def forest(found:list,  # of `answers` or `row_effects`
     for y, (claim, ours, told) in enumerate(shown):
         marker, colour = MARKS[told]
         if ours.low == ours.low:
-            ax.plot([ours.low, ours.high], [y, y], color=colour, linewidth=2.5)
-        ax.plot(ours.mean, y, marker, color=colour, markersize=9)
-        if claim.paper is not None:
-            ax.plot(claim.paper, y, "D", markerfacecolor="none", markeredgecolor="black", markersize=9)
+            ax.plot([ours.low, ours.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
+        ax.plot(ours.mean, y, marker, color=colour, markersize=8)
+        if claim.paper is not None:  # a little higher, or it would hide ours where both agree
+            ax.plot(claim.paper, y - .3, "D", markerfacecolor="none", markeredgecolor="black", markersize=7)
         ax.annotate(told, (1.01, y), xycoords=("axes fraction", "data"), color=colour, verticalalignment="center")
     ax.set_yticks(range(len(shown)), [_label(a.claim) for a in shown])
     ax.invert_yaxis()

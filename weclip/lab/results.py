@@ -436,7 +436,7 @@ MEASURED = Path(str(ASSETS)).parents[1]/"nbs"/"7_speed"/"measured.json"  # in a 
 def vit_cost(path=MEASURED # file that `weclip bench` wrote
     )->Text:
     "What a run of ViT-B/16 costs on a GPU, in a line."
-    told = "ViT-B/16 at the paper's size"
+    told = "Speed alone, with random weights: ViT-B/16 at the paper's size"
     path = Path(path)
     measured = json.loads(path.read_text()) if path.is_file() else {}
     result = measured.get("cuda", dict(rows={}))
