@@ -17,14 +17,13 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 WHEELS = "open_clip_torch", "ftfy", "wcwidth", "regex", "fastcore", "pytest", "pluggy", "iniconfig", "pygments"
-COMPILED = "pydensecrf2"  # has no wheels: travels as it is installed here, to the same Python alone
 MOST = 64*2**20  # bytes of all that travels
 
 # --- what travels -----------------------------------------------------------------------------------------------
@@ -38,26 +37,10 @@ def unpack_wheels(site, python):
         for wheel in Path(folder).glob("*.whl"):
             shutil.unpack_archive(wheel, site, "zip")
 
-def copy_installed(name, site):
-    for file in distribution(name).files:
-        is_ours = ".." not in file.parts and "__pycache__" not in file.parts
-        if not is_ours: continue
-        (site/file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file.locate(), site/file)
-        if file.suffix == ".so" and shutil.which("strip"):
-            subprocess.run(["strip", "--strip-debug", site/file], check=True)
-
 def pack(folder, python):
     sys.path.insert(0, str(Path(__file__).parent))
     from oracle import ORACLE
-    site = folder/"site-packages"
-    unpack_wheels(site, python)
-    try:
-        if python != THIS_PYTHON:
-            raise PackageNotFoundError(f"{COMPILED} for Python {python}")
-        copy_installed(COMPILED, site)
-    except PackageNotFoundError as e:
-        print(f"{e}: the rows of DenseCRF will not be measured")
+    unpack_wheels(folder/"site-packages", python)
     shutil.copytree(ORACLE, folder/"oracle", copy_function=shutil.copyfile, dirs_exist_ok=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size/2**20:.1f} MiB")

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import chdir
 from functools import cache
 from io import BytesIO
-from statistics import stdev
+from statistics import mean, stdev
 
 import pytest
 from PIL import Image
@@ -33,11 +33,11 @@ from weclip.engine.job import open_training
 from weclip.lab import claims
 from weclip.lab.claims import (
     CLAIMS, VERDICTS, Answer, Cell, Claim, Effect, answer_table, answers, effect_table, in_points, interval,
-    row_effects, tally, verdict)
+    row_effects, scores_of, tally, verdict)
 from weclip.lab.paper import TABLE4, TABLE5, TABLE6, WECLIP
 from weclip.lab.plan import FEW, SHORT, SIZES, TABLES, Grid, asked, plan, run_config, table_seeds
 from weclip.lab.results import (
-    collect, in_text, keep_run, keep_table, kept_arrays, kept_rows, read_results, read_rows, result_file)
+    in_text, keep_run, keep_table, kept_arrays, kept_rows, read_results, read_rows, result_file)
 
 RESULTS = EXPERIMENTS/"results"
 GRID = Grid(results=RESULTS)
@@ -488,10 +488,7 @@ def unsigned(ours):
     near, far = sorted((abs(ours.low), abs(ours.high)))
     return f"{abs(ours.mean):.1f} points ({near:.1f} to {far:.1f})"
 
-def scores_by_cell(table, grid):
-    return {(c["label"], c["column"]): c["values"] for c in collect(table, grid)}
-
-def centre(values): return sum(values.values())/len(values)
+def centre(values): return mean(values.values())
 def scatter(values): return stdev(values.values())
 
 def verdicts(table, grid):
@@ -509,7 +506,7 @@ def _(text, grid):
 @found("table4")
 def _(text, grid):
     helps, = answers(grid, "table4")
-    score = scores_by_cell("table4", grid)
+    score = scores_of("table4", grid)
     rows = "decoder", "decoder + RFM"
     labels = [centre(score[row, "pseudo labels"]) for row in rows]
     above = [centre(score[row, "val"]) - x for row, x in zip(rows, labels)]
@@ -535,7 +532,7 @@ def _(text, grid):
     on_attention = told["the filter G adds to attention"]
     on_both = told["the filter G adds to affinity and attention"]
     alone = told["attention beats affinity alone"]
-    score = scores_by_cell("table6", grid)
+    score = scores_of("table6", grid)
     learnt, fixed = ([scatter(score[row, "val"]) for row in rows]
                      for rows in (("A_f", "A_f A_s", "A_f G A_s"), ("A_s", "G A_s")))
     return {"affinity": affinity.verdict == "same direction" and signed(affinity.ours) in text,
@@ -551,14 +548,14 @@ def _(text, grid):
 @found("table7")
 def _(text, grid):
     masks, = answers(grid, "table7")
-    of_masks, of_tags = (scatter(scores_by_cell(table, grid)["WeCLIP", "val"]) for table in ("table7", "table1"))
+    of_masks, of_tags = (scatter(scores_of(table, grid)["WeCLIP", "val"]) for table in ("table7", "table1"))
     return {"verdict": masks.verdict == "same direction" and signed(masks.ours) in text,
             "more than twice": masks.ours.low > 2*masks.claim.paper,
             "scatter": f"{of_masks:.1f} points with masks, {of_tags:.1f} with tags" in text and 5*of_masks < of_tags}
 
 @found("refining_maps_over_time")
 def _(text, grid):
-    score = scores_by_cell("table6", grid) | scores_by_cell("refining_maps_over_time", grid)
+    score = scores_of("table6", grid) | scores_of("refining_maps_over_time", grid)
     def ours(column):
         return [interval(score[f"A_f G A_s{length}", column], score[f"A_s{length}", column])
                 for length in (", 300 iterations", ", 1,000 iterations", "")]
@@ -585,7 +582,7 @@ def _(text, grid):
 @found("figure3")
 def _(text, grid):
     ahead, improve = answers(grid, "labels")
-    label = {stage: values for (stage, _), values in claims.scores_of("labels", grid).items()}
+    label = {stage: values for (stage, _), values in scores_of("labels", grid).items()}
     rising = sum(label["end"][seed] > x for seed, x in label["40 %"].items())
     count = next(word for word, n in NUMBERS.items() if n == rising)
     return {"undecided": {ahead.verdict, improve.verdict} == {"undecided"},
@@ -606,7 +603,7 @@ def _(text, grid):
 
 @found("depth_and_overfitting")
 def _(text, grid):
-    score = scores_by_cell("depth_and_overfitting", grid)
+    score = scores_of("depth_and_overfitting", grid)
     labels = [row.label for row in TABLES["depth_and_overfitting"].rows]
     gaps = {}
     for label in labels:
