@@ -17,8 +17,9 @@ import numpy as np
 from filelock import FileLock
 from ..machine import ASSETS, code_digest, made_by, markdown_table, whole_file
 from ..method.config import from_dict, preset, read_score, to_dict
-from .plan import (
-    DRAWN, SCENES_GRID, TABLES, Run, asked, chosen, clip_of, plan, row_run, run_config, table_seeds)
+from weclip.lab.plan import (
+    DRAWN, SCENES_GRID, SUCCESSORS, TABLES, Run, asked, chosen, clip_of, plan, row_run, run_code, run_config,
+    table_seeds)
 
 # %% ../../nbs/6_lab/02_results.ipynb #91d9c997
 WHICH = ("run", "recipe", "seed", "pictures", "iterations", "settings", "serves")  # the run
@@ -111,8 +112,9 @@ def run_rows(result:dict,  # `results.json` of a run
 def _invented(run, miou=.5, **other)->dict: # as a run leaves it
     "What a run could have given, for the checks here and in the tests."
     scores = [{**score._asdict(), "miou": miou} for score in run.scores]
-    return dict(name=run.name, profile=run.profile, recipe=run.recipe, config=to_dict(run_config(run)), seed=run.seed,
-                backbone=clip_of(run.profile), code=code_digest(), blind=[], scores=scores, train_minutes=2, minutes=3,
+    cfg = run_config(run)
+    return dict(name=run.name, profile=run.profile, recipe=run.recipe, config=to_dict(cfg), seed=run.seed,
+                backbone=clip_of(run.profile), code=run_code(cfg), blind=[], scores=scores, train_minutes=2, minutes=3,
                 peak_gib=1., n_learnable=1, n_train=run.sizes[0] if run.sizes else 1) | other
 
 # %% ../../nbs/6_lab/02_results.ipynb #77f90c51
@@ -163,13 +165,15 @@ def read_results(folder,  # of the numbers
 
 def _usual_clip(results:dict)->str: # of `read_runs`
     "What most of the results of this code were made with; numbers of two CLIPs belong into no table together."
-    names = [result["backbone"] for result in results.values() if result["code"] == code_digest()]
+    codes = code_digest(), code_digest(*SUCCESSORS)
+    names = [result["backbone"] for result in results.values() if result["code"] in codes]
     return max(sorted(set(names)), key=names.count, default="")
 
 def _fault(result, damaged:str, run:Run, clip:str)->str: # "" if the result can be used
     if result is None: return f"damaged: {damaged}" if damaged else "missing"
     if result["faults"]: return f"damaged: {'; '.join(result['faults'])}"
-    if result["code"] != code_digest(): return f"stale: made by code {result['code']}, this is {code_digest()}"
+    code = run_code(run_config(run))
+    if result["code"] != code: return f"stale: made by code {result['code']}, this is {code}"
     if clip and result["backbone"] != clip:
         return f"stale: made with the CLIP {result['backbone']!r}, not with {clip!r}"
     lost = [str(s) for s in run.scores if s.split not in result["blind"] and str(s) not in result["scores"]]
@@ -181,7 +185,8 @@ def _lost(out, run:Run)->str: # "" if all is there that tables read of a run's f
     wanted = [*run.files, "results.json"]  # written last: without it, the run was stopped while it wrote the others
     lost = [f for f in wanted if not (folder/f).exists()]
     if lost: return f"missing: {run.name}/{', '.join(lost)}"
-    return "" if made_by(folder, code_digest()) else f"missing: what {run.name} holds was made by other code"
+    is_ours = made_by(folder, run_code(run_config(run)))
+    return "" if is_ours else f"missing: what {run.name} holds was made by other code"
 
 def has_files(run:Run,  # of `plan`
               files,    # paths below its folder
@@ -195,6 +200,7 @@ def has_files(run:Run,  # of `plan`
 # %% ../../nbs/6_lab/02_results.ipynb #da29b762
 FACTS = {
     "train_hours": lambda result: result["train_minutes"]/60,
+    "train_minutes": lambda result: result["train_minutes"],
     "peak_gib": lambda result: result["memory_gib"],
     "learnable_m": lambda result: result["learnable"]/1e6}
 
@@ -374,19 +380,21 @@ def kept_name(name,            # of the table
 def keep_table(name, # of the table
                grid, # what is asked for
                head, # texts of the first line
-               rows  # of the others
+               rows, # of the others
+               *more # modules that count as its code, too, as in `code_digest`
     )->Text:
     "Keep a table and show it."
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, "code"])
-    writer.writerows([*row, code_digest()] for row in rows)
+    writer.writerows([*row, code_digest(*more)] for row in rows)
     with whole_file(result_file(grid.results, kept_name(name, grid))) as part:
         part.write_text(text.getvalue(), encoding="utf-8")
     return number_table(head, rows)
 
 def kept_rows(name, # of the table
-              grid  # what is asked for
+              grid, # what is asked for
+              *more # as in `keep_table`
     )->tuple:       # (head, rows, why there are none: "" if there are)
     "A table as kept, if this code has made it."
     path = result_file(grid.results, kept_name(name, grid))
@@ -395,16 +403,18 @@ def kept_rows(name, # of the table
     if not lines or lines[0][-1:] != ["code"] or {len(line) for line in lines} != {len(lines[0])}:
         return [], [], "damaged: no table of lines that are equally long and end with the code"
     (*head, _), *rows = lines
-    others = {row[-1] for row in rows} - {code_digest()}
-    if others: return [], [], f"stale: made by code {', '.join(sorted(others))}, this is {code_digest()}"
+    code = code_digest(*more)
+    others = {row[-1] for row in rows} - {code}
+    if others: return [], [], f"stale: made by code {', '.join(sorted(others))}, this is {code}"
     return head, [row[:-1] for row in rows], ""
 
 def kept_table(name, # of the table
                grid, # what is asked for
-               fill  # the command that makes it
+               fill, # the command that makes it
+               *more # as in `keep_table`
     )->Text:
     "A table as kept, or why there is none to show."
-    head, rows, reason = kept_rows(name, grid)
+    head, rows, reason = kept_rows(name, grid, *more)
     if not reason: return number_table(head, rows)
     return Text(f"Not measured: {kept_name(name, grid)}: {reason}. Filled by `{fill}`.")
 

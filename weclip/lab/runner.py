@@ -21,8 +21,9 @@ from tqdm import tqdm
 from ..machine import code_digest, made_by
 from ..method.config import one_of
 from ..method.classes import CLASS_SETS
-from .plan import (
-    DRAWN, LISTS, TABLES, Grid, Run, chosen, clip_of, data_root, plan, read_places, run_config, run_parameters)
+from weclip.lab.plan import (
+    DRAWN, LISTS, TABLES, Grid, Run, chosen, clip_of, data_root, plan, read_places, run_code, run_config,
+    run_parameters)
 from .results import kept_arrays, kept_rows, read_results
 
 # %% ../../nbs/6_lab/04_runner.ipynb #55923ea8
@@ -164,7 +165,7 @@ def _where(s)->dict: # parameters that tell where photographs lie
 def _run_job(run:Run, s:Setup)->Job:
     "A run as a notebook with parameters."
     given = run_parameters(run, s.out, s.grid.results, s.out/"cache", **_where(s))
-    return Job(run.name, s.notebooks/RUN, given, s.out, code_digest())
+    return Job(run.name, s.notebooks/RUN, given, s.out, run_code(run_config(run)))
 
 def _page_job(name:str, s:Setup)->Job:
     "The page of a table with those of the parameters that it has."

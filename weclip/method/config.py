@@ -170,12 +170,14 @@ def preset(profile:str="voc",     # data set: voc | coco | own | scenes | scenes
         raise ValueError(f"recipe: expected one of {tuple(RECIPES)}, got {recipe!r}")
     fields_given, options = _split(overrides)
     _check_names(fields_given)
+    replaces_all = "options" in fields_given
+    options = {**dict(Config(options=fields_given.pop("options", ())).options), **options}
     merged = {**PROFILES[profile], **RECIPES[recipe]}
     if profile == "coco":
         merged |= ON_COCO.get(recipe, {})
     usual = fit_tower(Config(**merged), n_blocks, patch)
     cfg = replace(usual, **fields_given)
-    kept = [(name, value) for name, value in cfg.options if not is_replaced(name, usual, cfg)]
+    kept = [] if replaces_all else [pair for pair in cfg.options if not is_replaced(pair[0], usual, cfg)]
     return replace(cfg, options=(*kept, *options.items()))
 
 def is_replaced(option:str,   # name, e.g. affinity.tau
