@@ -95,6 +95,7 @@ BEYOND = (
     ("softmax, Dice, self labels", dict(refine="rfm_p", loss="plus"), "RFM+, WeCLIP+"),
     ("second backbone", {**_PLUS, **_SECOND}, "WeCLIP+, with the classifier of Figure 5"),
     ("surgery CAM", dict(cam="surgery"), "ExCEL"),
+    ("surgery CAM, its boxes", dict(cam="surgery", box_thr=.79), "ExCEL, with its box threshold of VOC"),
     ("cosine affinity, per batch", dict(affinity="cosine"), "ExCEL, as released"),
     ("cosine affinity, per picture", {"affinity": "cosine", "affinity.mean_over": "image"}, "ExCEL, mended"),
     ("distribution affinity of CLIP", dict(affinity="distribution"), "ours, after CD-CLIP's abstract"),

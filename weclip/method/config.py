@@ -177,7 +177,9 @@ def preset(profile:str="voc",     # data set: voc | coco | own | scenes | scenes
         merged |= ON_COCO.get(recipe, {})
     usual = fit_tower(Config(**merged), n_blocks, patch)
     cfg = replace(usual, **fields_given)
-    kept = [] if replaces_all else [pair for pair in cfg.options if not is_replaced(pair[0], usual, cfg)]
+    kept = [pair for pair in cfg.options if not is_replaced(pair[0], usual, cfg)]
+    if replaces_all:
+        kept = []
     return replace(cfg, options=(*kept, *options.items()))
 
 def is_replaced(option:str,   # name, e.g. affinity.tau
