@@ -20,17 +20,23 @@ def superpixels(img,             # uint8, (H, W, 3)
                 rounds=5         # times that the centres move
     )->Tensor:                   # ids from 1, (H, W) long
     "SLIC's idea: k-means of colours (in [0, 1]) and places (in sides of a square); Achanta et al., 2012."
+    img = torch.as_tensor(img)
+    if img.dtype != torch.uint8 or img.ndim != 3 or img.shape[-1] != 3:
+        raise ValueError(f"img: expected a picture in uint8, (H, W, 3), got {tuple(img.shape)} of {img.dtype}")
     height, width = img.shape[:2]
+    if not 1 <= n <= height*width:
+        raise ValueError(f"n: expected 1 square to one for each of the {height*width} pixels, got {n}")
     side = (height*width/n)**.5
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([y, x], -1)/side
-    points = torch.cat([torch.as_tensor(img)/255, compactness*places], -1).flatten(0, 1)
+    points = torch.cat([img/255, compactness*places], -1).flatten(0, 1)
     is_seed = ((y % side < 1) & (x % side < 1)).flatten()
     centres = points[is_seed]
     for _ in range(rounds):
         nearest = torch.cdist(points, centres).argmin(1)
+        count = nearest.bincount(minlength=len(centres))[:, None]
         sums = torch.zeros_like(centres).index_add(0, nearest, points)
-        centres = sums/nearest.bincount(minlength=len(centres)).clamp(min=1)[:, None]
+        centres = torch.where(count > 0, sums/count.clamp(min=1), centres)  # one without pixels stays where it is
     return nearest.view(height, width) + 1
 
 # %% ../../nbs/2_data/05_superpixels.ipynb #a730cc1b

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONG', 'SIZES', 'SHORT', 'SHORT_SIZES', 'FEW', 'DIFFERENCES', 'BEYOND', 'VAL', 'VAL_CRF', 'LABELS', 'TEST', 'COST',
-           'BESIDE', 'GENERALISE', 'TABLES', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'SCENES_GRID', 'BLIND',
-           'LISTS', 'FEATURES', 'OWN', 'SUCCESSORS', 'PLACES', 'Row', 'Table', 'Grid', 'base', 'Run', 'run_config',
-           'changes', 'asked', 'row_run', 'chosen', 'plan', 'table_seeds', 'keeps_features', 'clip_of',
+           'WITH_COST', 'GENERALISE', 'TABLES', 'QUICK', 'QUICK_SIZES', 'DRAWN', 'SNAPSHOTS', 'SCENES_GRID', 'BLIND',
+           'LISTS', 'FEATURES', 'THE_PAPERS', 'SUCCESSORS', 'PLACES', 'Row', 'Table', 'Grid', 'base', 'Run',
+           'run_config', 'changes', 'asked', 'row_run', 'chosen', 'plan', 'table_seeds', 'keeps_features', 'clip_of',
            'run_parameters', 'run_code', 'read_places', 'data_root']
 
 # %% ../../nbs/6_lab/01_plan.ipynb #4bc9b29d
@@ -86,14 +86,14 @@ DIFFERENCES = (
 
 # %% ../../nbs/6_lab/01_plan.ipynb #168a262b
 _PLUS = {name: RECIPES["plus"][name] for name in ("model", "cam", "refine", "loss", "switch")}
-_SECOND = {**dict(RECIPES["plus"]["options"]), "model.second": "classifier"}
+_PLUS_OPTIONS = {**dict(RECIPES["plus"]["options"]), "model.second": "classifier"}
 
 BEYOND = (
     ("WeCLIP", {}, "the paper's method"),
     ("softmax on the CAM", dict(refine="rfm_p"), "RFM+, WeCLIP+"),
     ("softmax, Dice", {"refine": "rfm_p", "loss": "plus", "loss.self_labels": False}, "RFM+, WeCLIP+"),
     ("softmax, Dice, self labels", dict(refine="rfm_p", loss="plus"), "RFM+, WeCLIP+"),
-    ("second backbone", {**_PLUS, **_SECOND}, "WeCLIP+, with the classifier of Figure 5"),
+    ("second backbone", {**_PLUS, **_PLUS_OPTIONS}, "WeCLIP+, with the classifier of Figure 5"),
     ("surgery CAM", dict(cam="surgery"), "ExCEL"),
     ("surgery CAM, its boxes", dict(cam="surgery", box_thr=.79), "ExCEL, with its box threshold of VOC"),
     ("cosine affinity, per batch", dict(affinity="cosine"), "ExCEL, as released"),
@@ -101,7 +101,7 @@ BEYOND = (
     ("distribution affinity of CLIP", dict(affinity="distribution"), "ours, after CD-CLIP's abstract"),
     ("distribution affinity of the decoder", {"affinity": "distribution", "affinity.of": "decoder"},
      "ours, after CD-CLIP's abstract"),
-    ("superpixels vote", dict(labels="vote"), "ours"))
+    ("superpixels vote", dict(labels="vote"), "ours, after SEPL"))
 
 # %% ../../nbs/6_lab/01_plan.ipynb #581199b7
 VAL = {"val": Score("val", "ms")}  # §4.4: on val, without CRF
@@ -109,7 +109,7 @@ VAL_CRF = {**VAL, "val + CRF": Score("val", "crf")}
 LABELS = {**VAL, "pseudo labels": Score("val", "pseudo")}
 TEST = {"test": Score("test", "ms"), "test + CRF": Score("test", "crf")}
 COST = {"training, h": "train_hours", "memory, GiB": "peak_gib"}
-BESIDE = {**LABELS, "training, min": "train_minutes", "memory, GiB": COST["memory, GiB"]}
+WITH_COST = {**LABELS, "training, min": "train_minutes", "memory, GiB": COST["memory, GiB"]}
 GENERALISE = {
     **VAL,
     "val, one scale": Score("val", "single"),
@@ -167,7 +167,7 @@ TABLES = {t.name: t for t in (
           tuple(Row(f"{label}, {length}", {**_MAPS[label], **settings}, {"val": TABLE6[label]})
                 for length, settings in _LENGTHS.items() for label in ("A_s", "A_f G A_s")),
           ("scenes",), sizes=SHORT_SIZES, length=SHORT),
-    Table("beyond", "published successors", BESIDE,
+    Table("beyond", "successors, and ideas of our own", WITH_COST,
           tuple(Row(label, settings, {}, about) for label, settings, about in BEYOND), ("scenes",)))}
 
 # %% ../../nbs/6_lab/01_plan.ipynb #8d777516
@@ -337,7 +337,7 @@ FEATURES = ("classes", "norm", "pool", "cam_floor", "n_feats", "crop", "scale", 
 
 def keeps_features(run:Run # of `plan`
     )->bool:
-    "Are the frozen features of a run those of its profile's other runs, and worth keeping on disk?"
+    "Are the crops of a run those of its profile's other runs, and their frozen features worth keeping on disk?"
     cfg = run_config(run)
     plain = base(run.profile, run.recipe)
     if run.profile != "scenes" or not cfg.views: return False
@@ -372,16 +372,16 @@ def run_parameters(run:Run,           # of `plan`
         quick=run.sizes == QUICK_SIZES)
 
 # %% ../../nbs/6_lab/01_plan.ipynb #1fca54f8
-OWN = dict(cam=("gradcam",), affinity=("sigmoid",), refine=("rfm", "none"), labels=("par",), loss=("seg_aff",),
-           model=("weclip",))  # place of a training step -> the paper's functions
+THE_PAPERS = dict(cam=("gradcam",), affinity=("sigmoid",), refine=("rfm", "none"), labels=("par",), loss=("seg_aff",),
+                  model=("weclip",))  # place of a training step -> the paper's functions
 SUCCESSORS = """
 beyond.rfm_plus beyond.surgery beyond.distribution beyond.masks beyond.plus world.classifier data.superpixels
 """.split()
 
 def run_code(cfg:Config # of `run_config`
     )->str:             # 12 hexadecimal digits
-    "Names the code that a run depends on, the successors' where a function of theirs takes part."
-    is_paper = all(getattr(cfg, place) in names for place, names in OWN.items())
+    "Names the package's code that a run depends on, the successors' where a function of theirs takes part."
+    is_paper = all(getattr(cfg, place) in names for place, names in THE_PAPERS.items())
     return code_digest() if is_paper else code_digest(*SUCCESSORS)
 
 # %% ../../nbs/6_lab/01_plan.ipynb #ac7cfe48
