@@ -17,9 +17,8 @@ import numpy as np
 from filelock import FileLock
 from ..machine import ASSETS, code_digest, made_by, markdown_table, whole_file
 from ..method.config import from_dict, preset, read_score, to_dict
-from weclip.lab.plan import (
-    DRAWN, SCENES_GRID, SUCCESSORS, TABLES, Run, asked, chosen, clip_of, plan, row_run, run_code, run_config,
-    table_seeds)
+from .plan import DRAWN, SCENES_GRID, SUCCESSORS, TABLES, Run
+from .plan import asked, chosen, clip_of, plan, row_run, run_code, run_config, table_seeds
 
 # %% ../../nbs/6_lab/02_results.ipynb #91d9c997
 WHICH = ("run", "recipe", "seed", "pictures", "iterations", "settings", "serves")  # the run

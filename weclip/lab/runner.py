@@ -21,9 +21,8 @@ from tqdm import tqdm
 from ..machine import code_digest, made_by
 from ..method.config import one_of
 from ..method.classes import CLASS_SETS
-from weclip.lab.plan import (
-    DRAWN, LISTS, TABLES, Grid, Run, chosen, clip_of, data_root, plan, read_places, run_code, run_config,
-    run_parameters)
+from .plan import DRAWN, LISTS, TABLES, Grid, Run
+from .plan import chosen, clip_of, data_root, plan, read_places, run_code, run_config, run_parameters
 from .results import kept_arrays, kept_rows, read_results
 
 # %% ../../nbs/6_lab/04_runner.ipynb #55923ea8
