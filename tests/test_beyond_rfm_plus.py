@@ -79,16 +79,9 @@ def test_dice(form):
         loss = form(logits, lbl, **mendings)
         loss.backward()
         close(loss, z[name], atol=0, rtol=3e-7)
-        assert torch.equal(lbl, z[which].long()), f"{name}: the label was changed"
+        assert torch.equal(lbl, z[which].long()), f"{name}: the label was changed, which only the released code does"
         if grad:
             close(logits.grad[..., ::2, ::2], z[grad], atol=1e-9)
-
-@needs_plus
-def test_dice_as_released_changes_the_label_and_ours_does_not():
-    "255 became class 21 in the caller's tensor."
-    z = load("plus_dice_small", PLUS)
-    assert torch.equal(z["label_after"], z["label"].masked_fill(z["label"] == 255, 21))
-    assert not torch.equal(z["label_after"], z["label"])
 
 def two_heads(z):
     "Scores of both heads, with gradient."

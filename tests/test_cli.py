@@ -210,6 +210,16 @@ def test_demo_draws_its_data_and_starts_afresh(tmp_path, monkeypatch, capsys, on
     assert main(args) == 0  # where `train` would refuse
     assert miou_of(tmp_path/"run") == scored
 
+def test_demo_of_a_folder_takes_a_second_backbone(tmp_path, capsys, one_core):
+    few = ["--train", "4", "--val", "2", "--test", "1"]
+    assert main(["scenes", "--out", str(tmp_path/"data"), *few]) == 0
+    args = ["demo", "--data", str(tmp_path/"data"), "--train-split", "train", "--profile", "scenes", "--no-crf",
+            "--recipe", "plus", "--out", str(tmp_path/"run"), *FAST]
+    assert main(args) != 0 and "give one as --second" in capsys.readouterr().err
+    assert main([*args, "--second", "tiny"]) == 0
+    options = json.loads((tmp_path/"run"/"results.json").read_text())["config"]["options"]
+    assert dict(options)["model.second"] == "tiny"
+
 def test_scenes_are_those_of_the_seed(tmp_path, capsys, one_core):
     few = ["--train", "2", "--val", "1", "--test", "1"]
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):

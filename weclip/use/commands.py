@@ -333,7 +333,9 @@ def demo(*,
          arch=ARCH,               # of --data: architecture of --clip
          classes:str=None,        # of --data: voc | coco | scenes, or a YAML file (the profile's own)
          profile:str=None,        # of --data: settings for a data set (voc)
-         recipe="released",       # of --data: released | paper | mended
+         recipe="released",       # of --data: released | paper | mended | plus
+         second:str=None,         # of --data and --recipe plus: a second frozen backbone, as in `weclip train`
+         second_weights:str=None, # its file of weights (downloaded)
          resume=False,            # continue a stopped run
          workers=1,               # processes for DenseCRF, and for loading if more than one
          no_crf=False,            # leave DenseCRF out
@@ -343,7 +345,7 @@ def demo(*,
     "Train and score WeCLIP on the built-in scenes, or on a VOC2012 folder (--data)."
     if data is None:
         _refuse_without_data(train_split=train_split, val_split=val_split, clip=clip, arch=arch, classes=classes,
-                             profile=profile, recipe=recipe)
+                             profile=profile, recipe=recipe, second=second, second_weights=second_weights)
         train_on_scenes(out, train, val, device=device, modes=modes(no_crf), resume=resume, workers=workers,
                         drawing=None, **settings_of(**kwargs))
         return
@@ -351,7 +353,7 @@ def demo(*,
     if clip in ("tiny", "random"):
         print(f"note: the {clip} CLIP knows nothing of these photographs: the run shows that everything works, "
               "its scores mean nothing")
-    cfg = config_of(None, clip, arch, profile, recipe, **kwargs)
+    cfg = config_of(None, clip, arch, profile, recipe, second=second, second_weights=second_weights, **kwargs)
     model = build(clip, cfg, classes, arch).to(device)
     run_job(model, data, out, train_split, val_split, clip, resume, modes(no_crf), workers)
 
