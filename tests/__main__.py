@@ -1,7 +1,7 @@
 """All checks of the project, in order, up to the first that fails: `python tests`, with the `dev` extras installed.
 
-`python tests --all` also runs what takes long: the gates of the shipped weights, leaks of memory, killed runs, all of
-the fuzzing.
+`python tests --all` also runs what takes long: slow cells of the pages, the gates of the shipped weights, leaks of
+memory, killed runs, all of the fuzzing.
 """
 import argparse
 import os
@@ -81,7 +81,8 @@ def checks(lines, everything):
         run(sys.executable, "-m", "mypy")
     with Check(f"{len(list((ROOT/'nbs').rglob('*.ipynb')))} notebooks run"):
         before = contents()
-        run("nbdev_test", "--n_workers", WORKERS, "--timing", **ONE_THREAD, **lines)
+        slow_cells = ["--flags", "slow"] if everything else []
+        run("nbdev_test", "--n_workers", WORKERS, "--timing", *slow_cells, **ONE_THREAD, **lines)
         unchanged(before, "a notebook wrote into the project")
     with Check("quick grid: every cell of experiments/ run"):
         before = contents()
