@@ -628,47 +628,61 @@ def kept_lines(name, grid):
     "Label -> texts of a table that the page beyond the paper keeps."
     return {label: numbers for label, *numbers in kept_rows(name, grid, *SUCCESSORS)[1]}
 
-def lies_above_0(text):
+def side_of_0(text):
     "Is an interval, as the page keeps it, `+0.8 (+0.6 to +0.9)`, on one side of 0? 1: above, -1: below, 0: neither."
     low, high = map(float, re.search(r"\((\S+) to (\S+)\)", text).groups())
     return (low > 0) - (high < 0)
 
 @found("beyond")
 def _(text, grid):
-    val, labels = ({a.claim.text: a for a in row_effects("beyond", grid, column)}
-                   for column in ("val", "pseudo labels"))
-    rows = "surgery CAM", "surgery CAM, its boxes", "softmax on the CAM", "softmax, Dice, self labels"
-    surgery, boxes, softmax, plus = (val[row] for row in rows)
+    answered = [{a.claim.text: a for a in row_effects("beyond", grid, column)} for column in ("val", "pseudo labels")]
+    val, labels = ({row: a.ours for row, a in of_column.items()} for of_column in answered)
+    decided = {row: tuple(of_column[row].verdict for of_column in answered) for row in val}
+    measured = {"surgery CAM": ("lower", "undecided"),  # predictions, labels
+                "surgery CAM, its boxes": ("lower", "lower"),
+                "softmax on the CAM": ("undecided", "undecided"),
+                "softmax, Dice, self labels": ("undecided", "undecided"),
+                "distribution affinity of CLIP": ("lower", "lower")}
+    surgery, boxes, softmax, plus, distribution = measured
+    told = {f"{row}: {what}": in_order(sizes, text) for row, what, sizes in (
+        (surgery, "size", [f"costs {unsigned(val[surgery])}", f"({ends(labels[surgery])})"]),
+        (boxes, "size", [f"{unsigned(val[boxes])} with its own boxes"]),
+        (softmax, "size", [signed(val[softmax]), signed(labels[softmax])]),
+        (plus, "size", [signed(val[plus]), signed(labels[plus])]),
+        (distribution, "size", [f"costs {unsigned(val[distribution])}", f"labels {unsigned(labels[distribution])}"]))}
+
     steps = kept_lines("beyond-steps", grid)
-    start = float(steps[rows[0]][0]) - float(steps["WeCLIP"][0])
-    sides = {row: lies_above_0(numbers[-1]) for row, numbers in steps.items() if row != "WeCLIP"}
-    classes = {row: cells_by_class(row) for row in ("WeCLIP", rows[0])}
-    more = {name: x - classes["WeCLIP"][name] for name, x in classes[rows[0]].items()}
-    others = [x for name, x in more.items() if name not in ("cup", "lamp")]
+    start = float(steps[surgery][0]) - float(steps["WeCLIP"][0])
+    sides = {row: side_of_0(numbers[-1]) for row, numbers in steps.items() if row != "WeCLIP"}
     alone = kept_lines("beyond-classes", grid)
-    kinds = "initial CAM", "pseudo labels"
     first, last = ([float(x) - float(y) for x, y in zip(alone[f"{kind}, surgery CAM"], alone[f"{kind}, WeCLIP"])]
-                   for kind in kinds)
+                   for kind in ("initial CAM", "pseudo labels"))
     cup, lamp = (SCENES.names.index(name) for name in ("cup", "lamp"))
-    return {"measured": {row for row, a in val.items() if a.ours.seeds} == set(rows)
-                        and "Four of the eleven rows are measured" in text,
-            "surgery": surgery.verdict == "lower" and f"costs {unsigned(surgery.ours)}" in text,
-            "its labels": labels[rows[0]].verdict == "undecided" and f"({ends(labels[rows[0]].ours)})" in text,
-            "its boxes": boxes.verdict == "lower" and f"{unsigned(boxes.ours)} with its own boxes" in text,
-            "softmax": {softmax.verdict, labels[rows[2]].verdict} == {"undecided"}
-                       and in_order([signed(softmax.ours), signed(labels[rows[2]].ours)], text),
-            "RFM+": {plus.verdict, labels[rows[3]].verdict} == {"undecided"}
-                    and in_order([signed(plus.ours), signed(labels[rows[3]].ours)], text),
-            "steps": in_order([f"{start:.1f} points better", steps[rows[0]][-1].replace(" (", " points (")], text),
-            "the cup alone starts worse": [k for k, x in enumerate(first) if x < 0 and k] == [cup],
-            "classes alone": in_order([f"lost {-last[cup]:.0f} points", f"won {last[lamp]:.0f}"], text),
-            "classes": in_order([f"lose {-more['cup']:.0f} points", f"gain {more['lamp']:.0f}"], text)
-                       and max(map(abs, others)) < 2.2 and "within 2.1 points" in text,
-            "the best alone": [row for row, side in sides.items() if side > 0] == ["superpixels vote"]
-                              and steps["superpixels vote"][-1].replace(" (", " points (") in text,
-            "the worst alone": [row for row, side in sides.items() if side < 0] == [
-                "distribution affinity of CLIP", "distribution affinity of the decoder"]
-                and f"CLIP's by {steps['distribution affinity of CLIP'][-1].split()[0].strip('-')} points" in text}
+    def in_words(row): return steps[row][-1].replace(" (", " points (")
+
+    of_paper = cells_by_class("WeCLIP")
+    more = {name: x - of_paper[name] for name, x in cells_by_class(surgery).items()}
+    others = [x for name, x in more.items() if name not in ("cup", "lamp")]
+    helped = [name for name, x in cells_by_class(distribution).items() if x > of_paper[name]]
+    static, own = (f"{centre(scores_of(table, grid)[row, 'val']):.1f} %"
+                   for table, row in (("table6", "A_s"), ("beyond", distribution)))
+    return told | {
+        "measured": {row for row, effect in val.items() if effect.seeds} == set(measured)
+                    and "Five of the eleven rows are measured" in text,
+        "verdicts": {row: decided[row] for row in measured} == measured,
+        "none is ahead": "higher" not in [of_val for of_val, _ in decided.values()],
+        "steps": in_order([f"{start:.1f} points better", in_words(surgery)], text),
+        "the cup alone starts worse": [k for k, x in enumerate(first) if x < 0 and k] == [cup],
+        "classes alone": in_order([f"lost {-last[cup]:.0f} points", f"won {last[lamp]:.0f}"], text),
+        "classes": in_order([f"lose {-more['cup']:.0f} points", f"gain {more['lamp']:.0f}"], text)
+                   and max(map(abs, others)) < 2.2 and "within 2.1 points" in text,
+        "worse than no affinity": in_order([static, own], text) and helped == ["cup"]
+                                  and f"{steps[distribution][1]} % in place of {steps['WeCLIP'][1]} %" in text,
+        "the best alone": [row for row, side in sides.items() if side > 0] == ["superpixels vote"]
+                          and in_words("superpixels vote") in text,
+        "the worst alone": [row for row, side in sides.items() if side < 0] == [
+            distribution, "distribution affinity of the decoder"]
+            and f"CLIP's by {steps[distribution][-1].split()[0].strip('-')} points" in text}
 
 @found("figure3")
 def _(text, grid):
