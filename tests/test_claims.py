@@ -668,7 +668,11 @@ def _(text, grid):
     helped = [name for name, x in cells_by_class(distribution).items() if x > of_paper[name]]
     static, own = (f"{centre(scores_of(table, grid)[row, 'val']):.1f} %"
                    for table, row in (("table6", "A_s"), ("beyond", distribution)))
+    readme = (ROOT/"README.md").read_text(encoding="utf-8")
+    def with_ends(effect): return f"{in_points(effect.mean)} points, {ends(effect)}"
     return told | {
+        "readme": in_order(["none of six is ahead", with_ends(val[plus]), with_ends(val[votes]).replace(" points", ""),
+                            f"costs {unsigned(val[surgery])}"], readme),
         "measured": {row for row, effect in val.items() if effect.seeds} == set(measured)
                     and "Six of the eleven rows are measured" in text,
         "verdicts": {row: decided[row] for row in measured} == measured,
