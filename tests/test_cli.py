@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from weclip.data.pictures import read_mask, save_mask
 from weclip.world.scenes import write_scenes
+from weclip.use.segmentation import SHIPPED
 from weclip.cli import COMMANDS, main, read_arguments
 
 FAST = ["--set", "iters=6", "switch=3", "warmup=2", "d=32", "layers=1", "heads=2", "--device", "cpu"]
@@ -62,6 +63,13 @@ def test_evaluate_repeats_the_scores_of_the_run(root, run, tmp_path, capsys):
     card = (tmp_path/"model"/"README.md").read_text()
     assert f"| scales + flip + DenseCRF | {100*miou['crf']:.1f} |" in card
     assert "Of 4 pictures, the list val." in card and "split: val" in card
+    assert main([*hub, "--out", str(tmp_path/"model")]) == 0  # the same card again
+    (tmp_path/"model"/"README.md").write_text("of another model")
+    capsys.readouterr()
+    assert main([*hub, "--out", str(tmp_path/"model")]) == 2
+    assert "delete it to have one written with these scores" in capsys.readouterr().err
+    assert main([*hub[:3], "--out", str(tmp_path/"model")]) == 0
+    assert "the card of before is kept" in capsys.readouterr().out
     crf, = (line for line in out.splitlines() if "DenseCRF" in line)
     assert crf.endswith(f" {100*miou['crf']:.1f}") and "background" in out
     for p in (run/"masks"/"crf").iterdir():
@@ -119,12 +127,52 @@ def test_label_maps_of_a_trained_model_follow_set(root, run, tmp_path, capsys):
 
 def test_options_that_would_do_nothing_are_refused(root, tmp_path, capsys):
     own = ["train", "--images", str(root/"JPEGImages"), "--tags", "folders", "--clip", "tiny"]
+    shipped = ["pseudo", str(root), "--checkpoint", str(SHIPPED), "--classes", "coco"]
     for args, says in ((["demo", "--recipe", "paper"], "--recipe: expected --data"),
+                       (["demo", "--data", str(root), "--train", "5"], "--train, --val: expected the built-in scenes"),
+                       (shipped, "expected no classes beside it"),
                        (["demo", "--clip", "openai"], "--clip: expected --data"),
                        ([*own, "--tags-from", "xml"], "expected a folder in VOC2012 layout"),
                        ([*own, "--train-split", "train"], "expected a folder in VOC2012 layout")):
         assert main([*args, "--out", str(tmp_path/"run")]) == 2
         assert says in capsys.readouterr().err and not (tmp_path/"run").exists()
+
+def test_nothing_is_written_among_the_pictures_of_a_class_each(root, tmp_path, monkeypatch, capsys):
+    "inspect --images . wrote its sheets below the pictures, and with --tags folders `runs` was a class from then on."
+    for name in ("cat", "dog"):
+        (tmp_path/name).mkdir()
+        Image.new("RGB", (64, 64), "red").save(tmp_path/name/"a.png")
+    monkeypatch.chdir(tmp_path)
+    own = ["--images", ".", "--tags", "folders", "--clip", "random"]
+    for args in (["inspect", *own], ["pseudo", *own, "--out", "labels"]):
+        assert main(args) == 2 and "expected a folder outside of --images" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat", "dog"]
+
+def test_scenes_are_put_there_as_a_whole(tmp_path, monkeypatch, capsys):
+    few = ["--train", "1", "--val", "1", "--dev", "0", "--test", "0"]
+    (tmp_path/"real").mkdir()
+    (tmp_path/"link").symlink_to("real")
+    assert main(["scenes", "--out", str(tmp_path/"link"), *few]) == 0
+    assert (tmp_path/"link").is_symlink() and (tmp_path/"real"/"scenes.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert main(["scenes", "--out", ".", *few]) == 2 and "name a folder inside" in capsys.readouterr().err
+
+def test_without_pydensecrf_the_command_names_its_own_option(tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (64, 64), "red").save(tmp_path/"a.png")
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    args = ["predict", str(tmp_path/"a.png"), "--out", str(tmp_path/"masks"), "--device", "cpu"]
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert "pip install" in said and "--no-crf" in said and "crf=False" not in said
+    assert main([*args, "--no-crf"]) == 0
+
+def test_ctrl_c_while_pytorch_is_imported(monkeypatch, capsys):
+    "It ended in a TypeError: the name of the folder had not been read yet."
+    import weclip.cli as cli
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "read_arguments", stop)
+    for name in ("train", "demo", "predict"):
+        assert main([name]) == 130 and f"weclip {name}: interrupted" in capsys.readouterr().err
 
 def test_strict_refuses_pictures_without_tags_of_either_kind_of_data(root, tmp_path, capsys):
     shutil.copytree(root, tmp_path/"voc")

@@ -532,6 +532,16 @@ def test_coco(tmp_path):
     shutil.move(root, tmp_path/"moved")  # links are relative
     assert open_data(tmp_path/"moved", "val", COCO.classes).read(val.ids[0])[0].shape == (2, 6, 3)
 
+def test_coco_refuses_what_it_does_not_know(coco, tmp_path):
+    for splits, tags_from, says in ((("test",), None, "unknown split"), (("train2014",), None, "did you mean 'train'"),
+                                    (("val",), "mask", "tags_from")):
+        with pytest.raises(ValueError, match=says):
+            build_coco(coco, splits, tags_from=tags_from, **quiet)
+    (tmp_path/"annotations").mkdir()
+    shutil.copy(coco/"annotations"/"instances_val2014.json", tmp_path/"annotations"/"instances_val2017.json")
+    with pytest.raises(FileNotFoundError, match="val2017"):
+        build_coco(tmp_path, ("val",), **quiet)  # asked for val2014.zip
+
 def test_coco_crowds_can_be_ignored(tmp_path):
     root = build_coco(mini_coco(tmp_path), ("val",), ignore_crowds=True, **quiet)
     val = open_data(root, "val", COCO.classes, with_masks=True)

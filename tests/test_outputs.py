@@ -1,5 +1,6 @@
 """From a model to masks people use: exact round trips, real file kinds, bounded memory, the front door, the page."""
 import gc, io, json, os, shutil, socket, sys, tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -539,6 +540,18 @@ def test_what_the_page_shows_of_a_picture(tmp_path):
         answer(model, path, ["unicorn"])
     Image.fromarray(image).resize((SIDE + 100, 64)).save(tmp_path/"wide.png")
     assert answer(model, tmp_path/"wide.png")[4].shape[1] == SIDE
+
+def test_the_page_shows_a_model_whose_labels_vote(tmp_path, monkeypatch):
+    "No regions come with a picture that is dropped: the page ended in an error and showed nothing."
+    from weclip.use.app import answer, examples
+    model = load_model(SHIPPED)
+    path, tags = examples(tmp_path)[0]
+    of_par = answer(model, path, tags, crf=False)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)  # --no-crf needs none
+    model.cfg = replace(model.cfg, labels="vote", options=(("labels.min_share", .5),))
+    voting = model.cfg
+    again = answer(model, path, tags, crf=False)
+    assert all(np.array_equal(a, b) for a, b in zip(of_par, again)) and model.cfg is voting
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):

@@ -16,7 +16,7 @@ from grid import MISSING, unfinished
 from test_project import imports
 from weclip.machine import CODE, code_digest, syntax
 from weclip.method.config import MENDED, PAPER, PROFILES, Score
-from weclip.lab.compare import difference_table
+from weclip.lab.compare import difference_table, draw_differences
 from weclip.lab.plan import (
     BLIND, DIFFERENCES, DRAWN, LONG, QUICK, QUICK_SIZES, SHORT, SNAPSHOTS, TABLES, Grid, base, keeps_features, plan,
     run_config, run_parameters, table_seeds)
@@ -240,6 +240,9 @@ def test_a_row_without_labels_may_come_first():
     runs = [dict(row="masks", seed=1, prediction=80.), dict(row="tags", seed=1, prediction=50., labels=47.)]
     assert "| tags | 50.0 | -30.0 | 47.0 |  |" in difference_table(runs)
     assert "| masks | 80.0 | +30.0 |  |  |" in difference_table(runs, "tags")
+    for shown in (difference_table, draw_differences):
+        with pytest.raises(ValueError, match="did you mean 'tags'"):
+            shown(runs, "tag")
 
 def test_what_is_no_table_is_damaged_and_replaced(tmp_path):
     run, _ = plan(["table4"], ONE_SEED)

@@ -23,6 +23,7 @@ from PIL import Image
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 from ..machine import leads_out, parallel_map, whole_file, write_json
+from ..method.config import one_of
 from ..method.classes import COCO, IGNORE_INDEX, VOC
 from .pictures import _orientation, _upright_size, read_mask, save_mask
 from .voc import _image_files, _lists, _mask_files, _plain, _read_split, _some, _voc_root, read_tags
@@ -464,9 +465,16 @@ def build_coco(root,                # folder of the archives, or with annotation
     )->Path:                        # the folder
     "COCO in the layout of VOC 2012; what is there is kept."
     root = Path(root)
+    for split in splits:
+        one_of(split, SIZES["coco"], "split")
+    if tags_from not in (None, "masks"):
+        raise ValueError(f"tags_from: expected None, for the annotations, or 'masks', got {tags_from!r}")
     year = next((year for year in (2014, 2017) if _has_instances(root, splits, year)), 2014)
     ready = dict(annotations=_has_instances(root, splits, year))
     ready |= {f"{split}2014": _coco_folder(root, f"{split}{year}") is not None for split in splits}
+    lost = [f"{split}{year}" for split in splits if not ready[f"{split}2014"]]
+    if lost and year != 2014:  # only the archives of 2014 are known
+        raise FileNotFoundError(f"{root}: expected the pictures of its annotations in {' and '.join(lost)}, got none")
     _obtain(root, ready, download, progress)
     (root/"JPEGImages").mkdir(exist_ok=True)
     root = root.resolve()

@@ -11,7 +11,7 @@ from statistics import fmean
 import hashlib, json, time
 from tqdm.auto import tqdm
 from ..machine import cache_dir, code_digest, write_json
-from ..method.config import Config, preset, run_name
+from ..method.config import Config, one_of, preset, run_name
 from ..method.seams import check_seams, sources
 from ..world.scenes import write_scenes
 from ..engine.weights import build
@@ -91,14 +91,16 @@ def differences(runs:list,          # of `compare`
     if against not in rows: raise ValueError(f"against: expected one of {list(rows)}, got {against!r}")
     return {name: interval(values, rows[against]) for name, values in rows.items() if name != against}
 
+def _rows(runs): return list(dict.fromkeys(run["row"] for run in runs))
+
 def difference_table(runs:list,       # of `compare`
                      against:str=None # as in `differences`
     )->Text:
     "All rows: means over the seeds, and the differences with their intervals."
-    first = against or runs[0]["row"]
+    first = one_of(against or runs[0]["row"], _rows(runs), "against")
     head = ["row", *(f"{column}{what}" for column in SCORES for what in ("", f", more than {first}"))]
     lines = []
-    for name in dict.fromkeys(run["row"] for run in runs):
+    for name in _rows(runs):
         line = [name]
         for column in SCORES:
             values = by_row(runs, column).get(name, {})
@@ -115,7 +117,7 @@ def draw_differences(runs:list,        # of `compare`
     ):                                # a matplotlib Figure
     "Intervals of all rows, for predictions and for labels, with every seed's difference as a stroke."
     from matplotlib.figure import Figure
-    first = against or runs[0]["row"]
+    first = one_of(against or runs[0]["row"], _rows(runs), "against")
     columns = [column for column in SCORES if by_row(runs, column).get(first)]
     tables = {column: differences(runs, first, column) for column in columns}
     n_rows = max(map(len, tables.values()))

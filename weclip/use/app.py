@@ -19,7 +19,9 @@ from ..method.model import WeCLIP
 from ..data.pictures import read_image
 from ..data.viz import heat
 from ..world.scenes import draw_scene
+from ..engine.infer import _densecrf
 from ..engine.pseudo import preview
+from ..engine.job import evaluated_with
 from .segmentation import Segmentation, html_legend, predict, thumb
 
 # %% ../../nbs/5_use/05_app.ipynb #7a7da92f
@@ -30,6 +32,12 @@ class Stages(NamedTuple):
     pseudo: Segmentation      # what training would learn from
     prediction: Segmentation  # of the trained decoder, without tags
 
+def _labels_of_par(model):
+    "A picture that somebody drops has no regions, which labels that vote would need."
+    cfg = model.cfg
+    options = tuple(pair for pair in cfg.options if not pair[0].startswith("labels."))
+    return evaluated_with(model, dict(labels="par", options=options) if cfg.labels == "vote" else {})
+
 def stages(model:WeCLIP,     # trained
            image:np.ndarray, # picture, (H, W, 3) uint8
            tags=(),          # names of classes in it
@@ -39,7 +47,8 @@ def stages(model:WeCLIP,     # trained
     prediction = predict(image, model, crf=crf)
     if not tags: return Stages(None, None, None, prediction)
     classes = list(model.classes.tags(tags))
-    out, maps = preview(model, image, classes, dynamic=True, stages=["pseudo"])
+    with _labels_of_par(model):
+        out, maps = preview(model, image, classes, dynamic=True, stages=["pseudo"])
     initial, refined = (heat(upsample_cam(cam, image.shape[:2]).amax(0), image) for cam in (out.cam, out.cam_ref))
     pseudo = Segmentation(image, maps["pseudo"].byte().cpu().numpy(), prediction.names, prediction.palette)
     return Stages(initial, refined, pseudo, prediction)
@@ -57,10 +66,11 @@ def _drawn(seg)->tuple: # (mask over its picture, legend)
 
 def answer(model:WeCLIP, # trained
            path,         # picture file
-           tags=()       # names of classes in it
+           tags=(),      # names of classes in it
+           crf:bool=True # sharpen the prediction with DenseCRF
     )->tuple:            # initial and refined CAM, then picture and legend (HTML) of pseudo label and of prediction
     "What the page shows for a picture."
-    s = stages(model, np.asarray(thumb(read_image(path), side=SIDE)), tags or ())
+    s = stages(model, np.asarray(thumb(read_image(path), side=SIDE)), tags or (), crf)
     return s.initial, s.refined, *_drawn(s.pseudo), *_drawn(s.prediction)
 
 def examples(folder=None # where pictures are kept; None: in the user's cache folder
@@ -77,15 +87,16 @@ def examples(folder=None # where pictures are kept; None: in the user's cache fo
     return rows
 
 # %% ../../nbs/5_use/05_app.ipynb #87ffe9da
-def page(model:WeCLIP # trained
-    ):                # gradio.Blocks
+def page(model:WeCLIP, # trained
+         crf:bool=True # sharpen the predictions with DenseCRF
+    ):                 # gradio.Blocks
     "The page, not yet opened."
     import gradio as gr
     names = list(model.classes.classes)
     def run(path, tags):
         if not path: raise gr.Error("Drop a picture first.")
         try:
-            shown = answer(model, path, tags)
+            shown = answer(model, path, tags, crf)
         except (ValueError, ImportError) as e:
             raise gr.Error(str(e)) from e
         return [_enlarged(x) if isinstance(x, np.ndarray) else x for x in shown]
@@ -119,10 +130,13 @@ def _enlarged(a:np.ndarray)->np.ndarray:
 def serve(model:WeCLIP,         # trained
           host:str="127.0.0.1", # address to listen on; 0.0.0.0 opens it to the network
           port:int=7860,        # to listen on
-          wait:bool=True        # until the page is stopped
+          wait:bool=True,       # until the page is stopped
+          crf:bool=True         # sharpen the predictions with DenseCRF
     ):                          # gradio.Blocks
     "Open the page."
-    blocks = page(model)
+    if crf:
+        _densecrf()  # missing, it is told here and not at every picture
+    blocks = page(model, crf)
     how = dict(prevent_thread_lock=not wait, show_error=True, share=False, ssr_mode=False, footer_links=[])
     try:
         blocks.launch(server_name=host, server_port=port, **how)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MASK_FOLDERS', 'OF_LABELS', 'LONG', 'OF_ONE_FILE', 'find_pictures', 'from_stdin', 'refuse_overwriting',
            'refuse_masks', 'too_long', 'setting', 'settings_of', 'config_of', 'open_model', 'new_model', 'check_source',
-           'open_source', 'modes', 'batch_for', 'demo', 'train', 'evaluate', 'predict', 'pseudo', 'app', 'inspect',
-           'build_and_count', 'data_voc', 'data_coco', 'data_pack', 'scenes', 'tinyclip', 'classifier', 'results_of',
-           'hub', 'export']
+           'refuse_among_pictures', 'open_source', 'modes', 'batch_for', 'demo', 'train', 'evaluate', 'predict',
+           'pseudo', 'app', 'inspect', 'build_and_count', 'data_voc', 'data_coco', 'data_pack', 'scenes', 'tinyclip',
+           'classifier', 'results_of', 'hub', 'export']
 
 # %% ../../nbs/5_use/06_commands.ipynb #e4052c62
 from ast import literal_eval
@@ -44,7 +44,7 @@ from ..engine.job import (
     check_set, demo as train_on_scenes, enough_workers, forecast, open_training, pace, run_job, table)
 from .app import serve
 from .export import export as write_program
-from .hub import push_to_hub, read_scores, write_folder
+from .hub import keeps_card, push_to_hub, read_scores, write_folder
 from .inspection import cam_sheets, format_report, inspect_set
 from .outputs import output_files, writer
 from .segmentation import SHIPPED, SHIPPED_NOTE, open_checkpoint, predict_many, read_ahead
@@ -245,6 +245,14 @@ def check_source(data,                    # a folder in VOC2012 layout, or None
     if images and (train_split, tags_from) != ("train_aug", "auto"):
         raise ValueError("--train-split, --tags-from: expected a folder in VOC2012 layout with them, got --images")
 
+def refuse_among_pictures(out,   # folder that pictures are written to
+                          images # folder of pictures, or None
+    )->None:
+    "What a command writes among the pictures would be read as a picture the next time, with folders as a class."
+    if images and Path(out).resolve().is_relative_to(Path(images).resolve()):
+        raise ValueError(f"--out {out}: expected a folder outside of --images {images}, got one inside, where what is "
+                         "written would be taken for more of your pictures; name another one")
+
 @delegates(config_of)
 def open_source(data:str=None,           # folder in VOC2012 layout
                 images:str=None,         # your own pictures instead, sub-folders included
@@ -349,6 +357,9 @@ def demo(*,
         train_on_scenes(out, train, val, device=device, modes=modes(no_crf), resume=resume, workers=workers,
                         drawing=None, **settings_of(**kwargs))
         return
+    if any(_not_usual(train=train, val=val)):
+        raise ValueError("--train, --val: expected the built-in scenes with them, got --data, all of whose pictures "
+                         "are used; --train-split and --val-split name its lists")
     check_start(out, resume)
     if clip in ("tiny", "random"):
         print(f"note: the {clip} CLIP knows nothing of these photographs: the run shows that everything works, "
@@ -357,10 +368,13 @@ def demo(*,
     model = build(clip, cfg, classes, arch).to(device)
     run_job(model, data, out, train_split, val_split, clip, resume, modes(no_crf), workers)
 
+def _not_usual(**given)->list: # names of what differs from the defaults
+    usual = signature(demo).parameters
+    return [name for name, value in given.items() if value != usual[name].default]
+
 def _refuse_without_data(**given)->None:
     "What belongs to --data would do nothing on the built-in scenes."
-    usual = signature(demo).parameters
-    odd = [name for name, value in given.items() if value != usual[name].default]
+    odd = _not_usual(**given)
     if odd:
         raise ValueError(f"--{odd[0].replace('_', '-')}: expected --data with it; the built-in scenes have classes, "
                          "a CLIP and settings of their own, single ones are changed with --set")
@@ -408,7 +422,7 @@ def evaluate(data:str,        # folder in VOC2012 layout
              *,
              out:str=None,    # folder to write
              val_split="val", # list of pictures with masks to score
-             workers=1,       # processes for DenseCRF, and for loading if more than one
+             workers=1,       # processes for DenseCRF
              no_crf=False,    # leave DenseCRF out
              drop=0.,         # labels that nowhere reach this share of the strongest are dropped; 0: the paper's CRF
              batch=0,         # pictures looked at together; 0: 8 on a GPU, 1 on a processor
@@ -486,6 +500,7 @@ def pseudo(data:str=None,       # folder in VOC2012 layout
            **kwargs             # of `open_source`
     )->int:                     # 1 if a label map could not be written
     "Write the label maps that training would learn from, from tags alone."
+    refuse_among_pictures(out, kwargs.get("images"))
     model, source = open_source(data, checkpoint=checkpoint, **kwargs)
     palette = model.classes.palette()
     wanted = STAGES if stages else ("pseudo",)
@@ -509,10 +524,11 @@ def pseudo(data:str=None,       # folder in VOC2012 layout
 def app(*,
         host="127.0.0.1", # address to listen on; 0.0.0.0 opens the page to the network
         port=7860,        # to listen on
+        no_crf=False,     # leave DenseCRF out
         **kwargs          # of `open_model`
     )->None:
     "Open a page in the browser to try a model on single pictures."
-    serve(open_model(**kwargs), host, port)
+    serve(open_model(**kwargs), host, port, crf=not no_crf)
 
 # %% ../../nbs/5_use/06_commands.ipynb #eeb6b005
 @delegates(config_of, but="images, iters, amp")
@@ -533,6 +549,7 @@ def inspect(data:str=None,           # folder in VOC2012 layout
     )->None:
     "Look at pictures and tags before training: counts, sizes, what CLIP thinks of the tags, and sheets of CAMs."
     check_source(data, images, tags, train_split, tags_from)
+    refuse_among_pictures(out, images)
     cfg = config_of(images, clip, arch, **kwargs)
     if images:
         found = find_images(images, tags, classes)
@@ -604,7 +621,12 @@ def scenes(*,
            **kwargs # of `write_scenes`
     )->None:
     "Draw the built-in data as a VOC2012 folder."
-    print(write_scenes(out, seed=seed, workers=None, **kwargs))
+    root = Path(out).resolve()  # a link's own folder is the one that is replaced
+    if root == Path.cwd() or root.is_mount():
+        raise ValueError(f"--out {out}: expected a folder that can be put there as a whole, got the current one or a "
+                         "mounted one; name a folder inside")
+    write_scenes(root, seed=seed, workers=None, **kwargs)
+    print(Path(out))
 
 def tinyclip(*,
              out:str,         # folder to write
@@ -652,8 +674,17 @@ def hub(*,
     about, state = read_model(checkpoint)
     beside = [Path(checkpoint).with_name(name) for name in ("results.json", "scores.json")]
     scores = results or next((path for path in beside if path.is_file()), None)
-    folder = write_folder(out, about, state, results_of(scores) if scores else None, license)
-    print(f"written: {folder} (scores: {scores or 'none found'}); read {folder/'README.md'} before others do")
+    found = results_of(scores) if scores else None
+    card = Path(out)/"README.md"
+    is_kept = keeps_card(out, about, found, license)
+    if results and is_kept:
+        raise ValueError(f"--results {results}: expected a folder without a card, but {card} is there, says something "
+                         "else and would be kept; delete it to have one written with these scores")
+    folder = write_folder(out, about, state, found, license)
+    told = f"scores: {scores or 'none found'}"
+    if is_kept:
+        told = "the card of before is kept; delete it to have it written anew"
+    print(f"written: {folder} ({told}); read {card} before others do")
     if push:
         print(f"sent: {push_to_hub(folder, push, public)}")
 

@@ -159,6 +159,8 @@ def open_checkpoint(path,         # model.safetensors, a folder of `save_pretrai
     )->WeCLIP:                    # on the CPU, in evaluation mode
     "A trained model from any kind of file."
     name = str(path)
+    if classes and (Path(path).is_dir() or not name.endswith((".pth", ".pt"))):
+        raise ValueError(f"{path}: expected no classes beside it, as it names its own; got {classes}")
     if Path(path).is_dir() or name.startswith("hf:"):
         return from_pretrained(name.removeprefix("hf:"), clip, arch, second_weights)
     if name.endswith((".pth", ".pt")):
