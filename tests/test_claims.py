@@ -673,8 +673,8 @@ def _(text, grid):
     readme = (ROOT/"README.md").read_text(encoding="utf-8")
     def with_ends(effect): return f"{in_points(effect.mean)} points, {ends(effect)}"
     return told | {
-        "readme": in_order(["none of seven is ahead", with_ends(val[plus]), with_ends(val[votes]).replace(" points", ""),
-                            f"costs {unsigned(val[surgery])}"], readme),
+        "readme": in_order(["none of seven is ahead", with_ends(val[plus]),
+                            with_ends(val[votes]).replace(" points", ""), f"costs {unsigned(val[surgery])}"], readme),
         "measured": {row for row, effect in val.items() if effect.seeds} == set(measured)
                     and "Seven of the eleven rows are measured" in text,
         "verdicts": {row: decided[row] for row in measured} == measured,
