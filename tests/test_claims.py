@@ -710,8 +710,8 @@ def _(text, grid):
     ahead = {block: nearest[f"classifier, block {block}"] - nearest[f"CLIP, block {block}"] for block in (3, 9, 11, 12)}
     return {"silhouettes": compact.verdict == "undecided" and f"by {compact.ours.mean:.1f} hundredths" in text,
             "all are negative": all(float(x.split(" ± ")[0]) < 0 for _, x, _ in lines),
-            "neighbours": neighbours.verdict == "opposite" and f"have {-neighbours.ours.mean:.1f} points more" in text,
-            "by block": min(ahead[9], ahead[11], ahead[12]) > 4 and f"in block 3 by {ahead[3]:.1f}" in text}
+            "neighbours": neighbours.verdict == "opposite" and f"for {-neighbours.ours.mean:.1f} points more" in text,
+            "by block": min(ahead[9], ahead[11], ahead[12]) > 4 and f"in block 3 for {ahead[3]:.1f} more" in text}
 
 @found("depth_and_overfitting")
 def _(text, grid):
@@ -778,7 +778,7 @@ def note_by_hand(page):
     cfg = config_of(table.name)
     lengths = lengths_of(table.name, *(["table6"] if page == "refining_maps_over_time" else []))
     photographs = "coco" if cfg.classes == "scenes12" else "voc"
-    paper = preset(photographs)
+    paper = preset(photographs, "paper")
     return dict(
         classes=len((SCENES12 if cfg.classes == "scenes12" else SCENES).classes), photographs=photographs.upper(),
         many=len((COCO if photographs == "coco" else VOC).classes), width=cfg.d, wide=paper.d, iterations=lengths,

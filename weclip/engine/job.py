@@ -99,7 +99,7 @@ def about_run(cfg:Config,    # settings of the run
 # %% ../../nbs/4_engine/07_job.ipynb #baac9210
 @contextmanager
 def evaluated_with(model:WeCLIP, # its settings are changed inside the block
-                   settings:dict # fields of `Config` that only evaluation reads
+                   settings:dict # fields of `Config`, for the block
     ):
     "Other evaluation settings for a while."
     before = model.cfg

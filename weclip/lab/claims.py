@@ -225,7 +225,7 @@ def forest(found:list,  # of `answers` or `row_effects`
             ax.plot(claim.paper, y - .3, "D", markerfacecolor="none", markeredgecolor="black", markersize=7)
         ax.annotate(told, (1.01, y), xycoords=("axes fraction", "data"), color=colour, verticalalignment="center")
     ax.set_yticks(range(len(shown)), [_label(a.claim) for a in shown])
-    ax.invert_yaxis()
+    ax.set_ylim(max(1, len(shown)) - .5, -.8)  # from above; room for a hollow mark over the first line
     is_claim = any(a.claim.paper is not None for a in shown)
     ax.set_xlabel("difference, points of mIoU if nothing else is said"
                   + " (hollow: the paper's, on photographs; filled: ours)"*is_claim)

@@ -22,7 +22,7 @@ from ..world.scenes import write_scenes
 from .paper import TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, TABLE7, WECLIP
 
 # %% ../../nbs/6_lab/01_plan.ipynb #bd148584
-LONG = dict(iters=3000, switch=900) # of the scenes' runs; the paper: 30,000 and about a third
+LONG = dict(iters=3000, switch=900) # of the scenes' runs; the released VOC run: 30,000 and 9,144
 SIZES = (12_800, 500, 500)          # scenes to train on, of val, of test
 SHORT = dict(iters=300, switch=90)  # where many settings, or short trainings themselves, are asked about
 SHORT_SIZES = (6400, 500, 500)      # likewise

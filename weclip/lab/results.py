@@ -17,7 +17,7 @@ import csv, io, json
 import numpy as np
 from filelock import FileLock
 from ..machine import ASSETS, code_digest, made_by, markdown_table, whole_file
-from ..method.config import from_dict, preset, read_score, to_dict
+from ..method.config import Score, from_dict, preset, read_score, to_dict
 from .plan import DRAWN, SCENES_GRID, SUCCESSORS, TABLES, Run
 from .plan import asked, chosen, clip_of, plan, row_run, run_code, run_config, table_seeds
 
@@ -328,14 +328,16 @@ def command(name,            # of the table, or several names
     length = "--quick" if grid.quick else f"--seeds {max(grid.seeds)}"
     return f"weclip tables {name} --profile {grid.profile} {recipe}{length}"
 
-def caption(grid=SCENES_GRID,    # what is asked for
-            photographs="VOC",   # as in `stand_in`
-            is_beside_paper=True # likewise
-    )->list:                     # of paragraphs
+def caption(grid=SCENES_GRID,     # what is asked for
+            photographs="VOC",    # as in `stand_in`
+            is_beside_paper=True, # likewise
+            has_scores=True       # or facts alone, as the hours of Table 3
+    )->list:                      # of paragraphs
     "What the numbers are, and what they may be read for."
     seeds = f"seed{plural(len(grid.used_seeds))} {', '.join(map(str, grid.used_seeds))}"
     told = [stand_in(photographs, is_beside_paper)] if grid.profile in DRAWN else []
-    told.append(f"*Scores are mIoU in %, mean ± standard deviation over {seeds}.*")
+    what = "Scores are mIoU in %, mean" if has_scores else "Mean"
+    told.append(f"*{what} ± standard deviation over {seeds}.*")
     if grid.quick:
         told.append("**Quick: next to no training. The numbers mean nothing.**")
     return told
@@ -348,7 +350,8 @@ def show(name,            # of `TABLES`
     photographs = "COCO" if name == "table2" else "VOC"
     shown = grid._replace(seeds=table_seeds(TABLES[name], grid))
     is_beside_paper = any(row.paper for row in TABLES[name].rows)
-    told = caption(shown, photographs, is_beside_paper)
+    has_scores = any(isinstance(column, Score) for column in TABLES[name].columns.values())
+    told = caption(shown, photographs, is_beside_paper, has_scores)
     return Text("\n\n".join([*told, _as_markdown(cells), *_lacks(cells, command(name, grid))]))
 
 def _lacks(cells, fill)->list: # paragraphs
