@@ -97,7 +97,8 @@ def test_label_maps_replace_no_picture_and_no_mask(root, tmp_path, capsys):
     regions = tmp_path/"voc"/"SegmentationClassAug"
     shutil.copytree(regions, tmp_path/"q")  # masks that vote, a map for each picture
     before = bytes_of(tmp_path)
-    for args, out, says in ((own, tmp_path/"p", "would overwrite it"), (voc, regions, "holds the data's own masks"),
+    for args, out, says in ((own, tmp_path/"p", "expected a folder outside of --images"),
+                            (voc, regions, "holds the data's own masks"),
                             ([*voc, "--masks", str(tmp_path/"q")], tmp_path/"q", "holds the data's own masks")):
         assert main([*args, "--out", str(out), "--device", "cpu"]) == 2
         assert says in capsys.readouterr().err and bytes_of(tmp_path) == before
