@@ -6,6 +6,7 @@
 __all__ = ['SIDE', 'EXAMPLES', 'Stages', 'stages', 'answer', 'examples', 'page', 'serve']
 
 # %% ../../nbs/5_use/05_app.ipynb #d9d53e29
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..machine import cache_dir, whole_file
+from ..method.config import is_replaced
 from ..method.classes import SCENES
 from ..method.par import upsample_cam
 from ..method.model import WeCLIP
@@ -35,8 +37,9 @@ class Stages(NamedTuple):
 def _labels_of_par(model):
     "A picture that somebody drops has no regions, which labels that vote would need."
     cfg = model.cfg
-    options = tuple(pair for pair in cfg.options if not pair[0].startswith("labels."))
-    return evaluated_with(model, dict(labels="par", options=options) if cfg.labels == "vote" else {})
+    changed = replace(cfg, labels="par") if cfg.labels == "vote" else cfg
+    options = tuple(pair for pair in cfg.options if not is_replaced(pair[0], cfg, changed))
+    return evaluated_with(model, dict(labels=changed.labels, options=options))
 
 def stages(model:WeCLIP,     # trained
            image:np.ndarray, # picture, (H, W, 3) uint8
