@@ -178,7 +178,8 @@ def complete(committed):
     unkept = [name for name in ("compactness", "figure5") if kept_rows(name, committed)[2]]
     if unkept or kept_arrays("figure5", committed)[1]:
         pytest.fail("Figure 5 is not kept, and its page would train a network: `weclip tables figure5`", pytrace=False)
-    if any(kept_rows(name, committed, *SUCCESSORS)[2] for name in ("beyond-steps", "beyond-classes")):
+    of_beyond = ("beyond-steps", "beyond-classes", "beyond-affinities")
+    if any(kept_rows(name, committed, *SUCCESSORS)[2] for name in of_beyond):
         pytest.fail("The steps of `beyond` are not kept, and its page would compute them: `weclip tables beyond`",
                     pytrace=False)
     return committed
@@ -669,8 +670,11 @@ def _(text, grid):
 
     steps = kept_lines("beyond-steps", grid)
     start = float(steps[surgery][0]) - float(steps["WeCLIP"][0])
-    sides = {row: side_of_0(numbers[-1]) for row, numbers in steps.items() if row != "WeCLIP"}
+    sides = {row: side_of_0(numbers[-1]) for row, numbers in steps.items() if row in val}
     alone = kept_lines("beyond-classes", grid)
+    spread = kept_lines("beyond-affinities", grid)
+    car, train = (SCENES.names.index(name) for name in ("car", "train"))  # columns, the first is the share
+    nothing = spread["no affinity, G A_s"]
     first, last = ([float(x) - float(y) for x, y in zip(alone[f"{kind}, surgery CAM"], alone[f"{kind}, WeCLIP"])]
                    for kind in ("initial CAM", "pseudo labels"))
     cup, lamp = (SCENES.names.index(name) for name in ("cup", "lamp"))
@@ -703,6 +707,12 @@ def _(text, grid):
         "the train, the flower": [name for _, name in of_cosine[:2]] == ["train", "flower"] and in_order(
             [f"train loses {-of_cosine[0][0]:.1f} points", f"flower {-of_cosine[1][0]:.1f}",
              f"no other class more than {-of_cosine[2][0]:.1f}"], text),
+        "spread": float(nothing[0]) < 34 and float(nothing[0]) < float(spread[distribution][0]) and in_order(
+            [f"learned affinity keeps {spread['WeCLIP'][0]} %", f"{spread[decoders][0]} % stays",
+             f"cosines {spread[cosine][0]} % stays"], text),
+        "large objects": in_order([f"{spread[distribution][car]} % of the car is found in place of "
+                                   f"{spread['WeCLIP'][car]} %", f"the train {spread[distribution][train]} % in place "
+                                   f"of {spread['WeCLIP'][train]} %"], text),
         "the best alone": [row for row, side in sides.items() if side > 0] == [votes] and in_words(votes) in text,
         "the worst alone": [row for row, side in sides.items() if side < 0] == [
             distribution, decoders] and f"loses {less} points ({high} to {low})" in text
