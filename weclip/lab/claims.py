@@ -231,7 +231,7 @@ def forest(found:list,  # of `answers` or `row_effects`
                   + " (hollow: the paper's, on photographs; filled: ours)"*is_claim)
     ax.set_title(title)
     ax.spines[["top", "right"]].set_visible(False)
-    return quantise(fig, 24)  # five inks and their edges
+    return quantise(fig, 16)  # five inks and their edges
 
 def side_by_side(name,             # of `TABLES`, whose rows the paper gives a value
                  grid=SCENES_GRID, # what is asked for
