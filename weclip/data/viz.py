@@ -7,7 +7,7 @@ __all__ = ['denormalise', 'colour_mask', 'overlay', 'heat', 'lettering', 'show_g
            'figure2', 'example_pictures']
 
 # %% ../../nbs/2_data/04_viz.ipynb #fcd39179
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from unicodedata import normalize
 import io, logging, re
@@ -167,7 +167,14 @@ def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uin
         file = io.BytesIO()
         fig.savefig(file, format="png", dpi=fig.dpi, bbox_inches="tight")
         img = Image.open(file).convert("RGB")
-    return img.quantize(colours, dither=Image.Dither.NONE)
+    few = img.quantize(colours, dither=Image.Dither.NONE)
+    few._repr_png_ = partial(_png, few)  # what a notebook stores: Pillow's own hardly compresses
+    return few
+
+def _png(img)->bytes:
+    file = io.BytesIO()
+    img.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 # %% ../../nbs/2_data/04_viz.ipynb #220a5447
 def legend(names,          # by class id; `ClassSet.names`
