@@ -102,7 +102,7 @@ BEYOND = (
     ("distribution affinity of the decoder", {"affinity": "distribution", "affinity.of": "decoder"},
      "ours, after CD-CLIP's abstract"),
     ("superpixels vote", dict(labels="vote"), "ours, after SEPL"),
-    ("softmax, superpixels vote", dict(refine="rfm_p", labels="vote"), "ours, of the two before"))
+    ("softmax, superpixels vote", dict(refine="rfm_p", labels="vote"), "the two best together"))
 
 # %% ../../nbs/6_lab/01_plan.ipynb #581199b7
 VAL = {"val": Score("val", "ms")}  # §4.4: on val, without CRF
