@@ -168,7 +168,8 @@ def quantise(fig,              # a Matplotlib figure, or a picture (H, W, 3) uin
         fig.savefig(file, format="png", dpi=fig.dpi, bbox_inches="tight")
         img = Image.open(file).convert("RGB")
     few = img.quantize(colours, dither=Image.Dither.NONE)
-    few._repr_png_ = partial(_png, few)  # what a notebook stores: Pillow's own hardly compresses
+    # What a notebook stores: Pillow's own hardly compresses.
+    few._repr_png_ = partial(_png, few)  # type: ignore[method-assign]
     return few
 
 def _png(img)->bytes:
